@@ -98,7 +98,8 @@ fn follow(url: &str, stop: &CancellationToken) -> Table {
     let (ledger, driver) = Redis::new(target(url), options);
     tokio::spawn(driver.run(stop.clone()));
     let (table, writer) = table::new();
-    let follower = Follower::new(Ledger::Redis(ledger), writer, metrics(), BOUND);
+    let follower =
+        Follower::new(Ledger::Redis(ledger).partition(0).unwrap(), writer, metrics(), BOUND);
     tokio::spawn(follower.with_scrub_interval(Some(SCRUB)).run(stop.clone()));
     table
 }

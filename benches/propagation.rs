@@ -143,7 +143,8 @@ fn follow(ledger: &str, stop: &CancellationToken) -> Table {
     let (table, writer) = table::new();
     let metrics = Arc::new(Metrics::new(prometheus::Registry::new()).unwrap());
     let bound = Duration::from_secs(5);
-    let follower = Follower::new(Ledger::Redis(ledger), writer, metrics, bound);
+    let follower =
+        Follower::new(Ledger::Redis(ledger).partition(0).unwrap(), writer, metrics, bound);
     tokio::spawn(follower.run(stop.clone()));
     table
 }

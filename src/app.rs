@@ -27,7 +27,7 @@ use crate::budget::{Budget, BudgetSizes};
 use crate::checker::Checker;
 use crate::config::{BusinessSource, Settings, WebhookSources};
 use crate::decision_log::DecisionLogWriter;
-use crate::follower::{Follower, SnapshotTarget};
+use crate::follower::{Followers, SnapshotTarget};
 use crate::grpc::connection::{self, Limits, Security};
 use crate::grpc::{
     CallTelemetry, CheckLimits, CheckService, HealthService, RecordService, ReflectionError,
@@ -37,7 +37,6 @@ use crate::metrics::Metrics;
 use crate::net::Drain;
 use crate::net::socket::{Address, Listener};
 use crate::recorder::Recorder;
-use crate::table;
 use crate::telemetry::{self, Exporter};
 use crate::webhook::{self, Webhook};
 use consentd_core::businesses::Businesses;
@@ -60,8 +59,7 @@ const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Sidecar {
     ledger: Ledger,
     ledger_task: LedgerTask,
-    follower: Follower,
-    table: table::Table,
+    followers: Followers,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     listeners: Vec<GrpcListener>,
@@ -124,22 +122,22 @@ impl Sidecar {
         let source = settings.businesses.clone();
         let businesses = source.as_ref().map_or(Ok(Businesses::All), BusinessSource::read);
         let (to_hold, held) = watch::channel(businesses.map_err(anyhow::Error::msg)?);
-        let (table, writer) = table::new();
         let bound = settings.max_staleness;
         let synthetic = ledger::open_synthetic(&ledger, settings.storage.synthetic).await?;
         let scrub = settings.storage.scrub_every.filter(|_| matches!(ledger, Ledger::Redis(_)));
-        let follower = Follower::new(ledger.clone(), writer, Arc::clone(&metrics), bound)
+        let followers = Followers::new(ledger.clone(), Arc::clone(&metrics), bound)
             .with_extra_pairs(synthetic)
             .with_scrub_interval(scrub)
             .with_snapshots(snapshot)
             .with_businesses(held);
         let checker =
-            Checker::new(table.clone(), settings.policy, bound, Arc::clone(&metrics)).logging(log);
+            Checker::new(followers.tables(), settings.policy, bound, Arc::clone(&metrics))
+                .logging(log);
         let checker = checker.blocking(settings.blocked_countries.clone());
         let keywords = KeywordBook::new(settings.keywords.clone());
         let names = settings.names.clone();
         let recorder = Recorder::new(ledger.clone(), names, keywords, Arc::clone(&metrics))
-            .with_follower(follower.position());
+            .with_followers(followers.positions());
 
         let drain = Drain::default();
         let (tracer, exporter) = settings
@@ -150,7 +148,7 @@ impl Sidecar {
         let services = Services {
             health: HealthService::new(checker.clone(), drain.begun.clone()),
             telemetry: CallTelemetry::new(tracer),
-            watch: WatchService::new(follower.changes(), settings.limits.max_watchers),
+            watch: WatchService::new(followers.changes(), settings.limits.max_watchers),
             checker: checker.clone(),
             ledger: ledger.clone(),
             recorder: recorder.clone(),
@@ -184,8 +182,7 @@ impl Sidecar {
             drain_timeout: settings.limits.drain_timeout,
             ledger,
             ledger_task,
-            follower,
-            table,
+            followers,
             recorder,
             metrics,
             listeners,
@@ -257,9 +254,9 @@ impl Sidecar {
         let (mut parts, mut servers) = (JoinSet::new(), JoinSet::new());
         let (stop_follower, stop_log) = (CancellationToken::new(), CancellationToken::new());
         self.ledger_task.run(&mut parts, Arc::clone(&self.metrics), stop_follower.clone())?;
-        let (follower, recorder) = (self.follower, self.recorder);
-        let losses = follower.losses();
-        let follow = follower.run(stop_follower.clone());
+        let (followers, recorder) = (self.followers, self.recorder);
+        let (losses, tables) = (followers.losses(), followers.tables());
+        let follow = followers.run(stop_follower.clone());
         parts.spawn(async move {
             tokio::select! {
                 () = follow => {}
@@ -267,10 +264,10 @@ impl Sidecar {
             }
             "the follower ended unasked".to_owned()
         });
-        let (table, over) = (self.table, self.drain.over.clone());
+        let over = self.drain.over.clone();
         parts.spawn(async move {
             tokio::select! {
-                too_small = memory::watch_while_loading(table) => too_small,
+                too_small = memory::watch_while_loading(tables) => too_small,
                 () = over.cancelled() => "memory is not watched any more".to_owned(),
             }
         });

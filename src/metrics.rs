@@ -8,6 +8,7 @@ mod businesses;
 mod change_feed;
 mod decision_log;
 mod ledger_file;
+mod partitions;
 mod registration;
 mod replication;
 mod snapshots;
@@ -19,8 +20,8 @@ use std::time::Duration;
 use prometheus::core::{Collector as _, Metric as _};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramTimer, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Registry, TextEncoder,
+    Encoder as _, Gauge, Histogram, HistogramTimer, IntCounter, IntCounterVec, IntGauge, Registry,
+    TextEncoder,
 };
 
 use self::budget::BudgetMetrics;
@@ -31,6 +32,8 @@ pub use self::change_feed::WATCH_RESET_CAUSES;
 pub use self::decision_log::DECISION_DROP_CAUSES;
 use self::decision_log::DecisionLogMetrics;
 use self::ledger_file::LedgerFileMetrics;
+pub use self::partitions::PartitionGauges;
+use self::partitions::PartitionMetrics;
 use self::registration::{
     counter, counters, gauge, gauges, histogram, int_gauge, labelled_counters,
 };
@@ -108,7 +111,7 @@ pub struct Metrics {
     decision_log: DecisionLogMetrics,
     webhooks: WebhookMetrics,
     staleness: Gauge,
-    applied_revision: IntGaugeVec,
+    partitions: PartitionMetrics,
     pairs: IntGauge,
     table_bytes: IntGauge,
     clock_offset: Gauge,
@@ -119,13 +122,11 @@ pub struct Metrics {
     spans: IntCounterVec,
 }
 
-/// Gauges that are read from the table when the metrics are rendered.
-#[derive(Clone, Copy, Debug)]
+/// Gauges that are read from the table when the metrics are rendered: of several partitions the worst, or the sum.
+#[derive(Clone, Debug)]
 pub struct TableGauges {
     /// How long ago the table was last proven to be current; before that, the time since the start.
     pub staleness: Duration,
-    /// The last applied revision.
-    pub revision: u64,
     /// Pairs in the table.
     pub pairs: usize,
     /// An estimate of the table's memory, in bytes.
@@ -136,6 +137,10 @@ pub struct TableGauges {
     pub remembered: u64,
     /// How many businesses the table holds; 0 if it holds all.
     pub businesses: usize,
+    /// Whether the ledger is in several partitions.
+    pub is_divided: bool,
+    /// The gauges of each partition that is followed.
+    pub partitions: Vec<PartitionGauges>,
 }
 
 /// Totals since the start of the process, for the status page.
@@ -217,12 +222,7 @@ impl Metrics {
                 "How long ago the table was last proven to hold everything, in seconds; before the \
                  first proof, the time since the start.",
             )?,
-            applied_revision: gauges(
-                r,
-                "consent_applied_revision",
-                "The last revision of the ledger that the table holds.",
-                &["partition"],
-            )?,
+            partitions: PartitionMetrics::new(r)?,
             pairs: int_gauge(r, "consent_pairs", "Pairs of a user and a business in the table.")?,
             table_bytes: int_gauge(
                 r,
@@ -333,18 +333,21 @@ impl Metrics {
         self.replication.erased_again.inc_by(u64::try_from(pairs).unwrap_or(u64::MAX));
     }
 
-    /// Sets the gauges of the ledger: whether it is durable, whether it lacks a fence, and how many
-    /// of its keys are known to be lost.
-    pub fn ledger_is(&self, durable: bool, unfenced: bool, lost_keys: u64) {
-        self.replication.durable.set(durable.into());
-        self.replication.lost_keys.set(i64::try_from(lost_keys).unwrap_or(i64::MAX));
-        self.replication.unfenced.set(unfenced.into());
+    /// Sets what is known of a partition of the ledger: whether it is durable, whether it lacks a fence, and how many
+    /// of its keys are known to be lost. The gauges are the worst of all partitions, and the sum.
+    pub fn ledger_is(&self, partition: u32, durable: bool, unfenced: bool, lost_keys: u64) {
+        self.replication.ledger_is(partition, durable, unfenced, lost_keys);
     }
 
-    /// Raises the counter of appends that Redis did not permit to announce to this total.
-    pub fn unannounced(&self, so_far: u64) {
-        let counted = &self.replication.unannounced;
-        counted.inc_by(so_far.saturating_sub(counted.get()));
+    /// Raises the counter of appends that Redis did not permit to announce by those of a partition, of which there
+    /// were so many so far.
+    pub fn unannounced(&self, partition: u32, so_far: u64) {
+        self.replication.unannounced_so_far(partition, so_far);
+    }
+
+    /// Forgets what was known of a partition of the ledger that is not followed any more.
+    pub fn unfollowed(&self, partition: u32) {
+        self.replication.unfollowed(partition);
     }
 
     /// Counts an attempt to subscribe to announcements, by one of [`SUBSCRIPTION_OUTCOMES`].
@@ -414,11 +417,10 @@ impl Metrics {
     /// # Errors
     ///
     /// An error means that the encoder refused an instrument.
-    pub fn render(&self, table: TableGauges) -> Result<String, prometheus::Error> {
+    pub fn render(&self, table: &TableGauges) -> Result<String, prometheus::Error> {
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.staleness.set(table.staleness.as_secs_f64());
-        let revision = i64::try_from(table.revision).unwrap_or(i64::MAX);
-        self.applied_revision.with_label_values(&["0"]).set(revision);
+        self.partitions.set(table);
         self.pairs.set(whole(table.pairs));
         self.set_businesses(table.businesses);
         self.table_bytes.set(whole(table.bytes));

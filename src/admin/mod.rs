@@ -206,7 +206,7 @@ async fn front(State(admin): State<Admin>) -> Response {
 }
 
 async fn exposition(State(admin): State<Admin>) -> Response {
-    match admin.metrics.render(admin.checker.gauges()) {
+    match admin.metrics.render(&admin.checker.gauges()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

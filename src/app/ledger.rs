@@ -227,7 +227,11 @@ pub(super) async fn open_synthetic(
     if count == 0 {
         return Ok(None);
     }
-    if ledger.read_after(0).await?.end.revision > 0 {
+    let mut is_empty = true;
+    for partition in ledger.partitions().await? {
+        is_empty &= partition.read_after(0).await?.end.revision == 0;
+    }
+    if !is_empty {
         bail!(
             "--synthetic: {} holds what was recorded, and what is not real is served beside an \
              empty ledger alone; give it one with --ledger file:PATH",
@@ -236,7 +240,7 @@ pub(super) async fn open_synthetic(
     }
     warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
     let pairs = Fixture::new(count, ledger.identity().await?.secret.clone(), clock::wall());
-    Ok(Some(Box::new(move || {
+    Ok(Some(Arc::new(move || {
         let pairs = pairs.clone();
         Box::new((0..pairs.count()).filter_map(move |number| pairs.pair(number)))
     })))

@@ -8,7 +8,7 @@ use indicatif::{HumanBytes, HumanCount};
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::table::{Table, Validity};
+use crate::table::{Table, Tables};
 
 /// How often memory is compared with the limit. A table of millions of pairs grows by some megabytes meanwhile.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -39,12 +39,14 @@ fn judge(allocated: u64, limit: u64) -> Judgement {
 
 /// Watches memory until the table is loaded. Returns why the process has to end, if the table does not fit; does
 /// not return otherwise.
-pub(super) async fn watch_while_loading(table: Table) -> String {
+pub(super) async fn watch_while_loading(tables: Tables) -> String {
     let Some(limit) = memory_limit() else { return std::future::pending().await };
     let mut warned = false;
-    while table.freshness().validity == Validity::Loading {
+    while !tables.is_ready() {
         let allocated = allocated_memory().unwrap_or(0);
-        let pairs = u64::try_from(table.pairs()).unwrap_or(u64::MAX);
+        let tables = tables.all();
+        let pairs = tables.iter().map(|(_, table): &(u32, Table)| table.pairs());
+        let pairs = u64::try_from(pairs.fold(0, usize::saturating_add)).unwrap_or(u64::MAX);
         match judge(allocated, limit) {
             Judgement::TooLarge => return refusal(allocated, limit, pairs),
             Judgement::NearLimit if !warned => {

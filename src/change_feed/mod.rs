@@ -32,7 +32,9 @@ pub struct PairChange {
     pub user_id: Box<str>,
     /// The business' id.
     pub business_id: Box<str>,
-    /// The revision that changed it.
+    /// The partition that the pair is in.
+    pub partition: u32,
+    /// The revision of that partition that changed it.
     pub revision: Revision,
 }
 
@@ -81,7 +83,8 @@ impl GapCause {
 pub struct MissedChanges {
     /// The cause.
     pub cause: GapCause,
-    /// The changes that are read next are later than this revision.
+    /// The changes that are read next are later than this revision; 0 where the ledger has several partitions, each
+    /// with revisions of its own: the table has theirs.
     pub revision: Revision,
 }
 
@@ -177,8 +180,10 @@ impl Backlog {
 #[derive(Clone)]
 pub struct ChangeFeed(Arc<Shared>);
 
-/// Publishes changes that are in the table.
+/// Publishes changes that are in the table, of one partition or of a ledger that is not divided.
 pub(crate) struct Publisher {
+    /// The partition, of several.
+    partition: Option<u32>,
     shared: Arc<Shared>,
     news: watch::Sender<()>,
     /// Changes that are not in the backlog yet.
@@ -205,7 +210,7 @@ fn with_limits(changes: usize, bytes: usize) -> (ChangeFeed, Publisher) {
         limits: (changes, bytes),
     });
     let changes = ChangeFeed(Arc::clone(&shared));
-    (changes, Publisher { shared, news: notifier, staged: Vec::new(), revision })
+    (changes, Publisher { partition: None, shared, news: notifier, staged: Vec::new(), revision })
 }
 
 impl ChangeFeed {
@@ -234,6 +239,17 @@ impl ChangeFeed {
 }
 
 impl Publisher {
+    /// Another publisher into the same feed, of a ledger that is not divided.
+    pub(crate) fn of_whole(&self) -> Self {
+        Self { partition: None, ..self.of_partition(0) }
+    }
+
+    /// Another publisher into the same feed, of one of several partitions.
+    pub(crate) fn of_partition(&self, partition: u32) -> Self {
+        let (shared, news) = (Arc::clone(&self.shared), self.news.clone());
+        Self { partition: Some(partition), shared, news, staged: Vec::new(), revision: 0 }
+    }
+
     /// Publishes that the table holds everything up to this revision, which changed the pair of these
     /// ids.
     pub(crate) fn publish(&mut self, revision: Revision, user_id: String, business_id: String) {
@@ -246,7 +262,8 @@ impl Publisher {
             return self.publish_gap(GapCause::Mended);
         }
         let (user_id, business_id) = (user_id.into_boxed_str(), business_id.into_boxed_str());
-        self.staged.push(PairChange { user_id, business_id, revision });
+        let partition = self.partition.unwrap_or(0);
+        self.staged.push(PairChange { user_id, business_id, partition, revision });
         if self.staged.len() >= MAX_STAGED {
             self.flush();
         }
@@ -263,7 +280,7 @@ impl Publisher {
         if self.is_watched() {
             let mut backlog = self.shared.lock();
             backlog.skip(cause);
-            backlog.revision = self.revision;
+            backlog.revision = self.told(self.revision);
             drop(backlog);
             self.news.send_replace(());
         }
@@ -280,7 +297,7 @@ impl Publisher {
         }
         for change in self.staged.drain(..) {
             backlog.bytes += change.bytes();
-            backlog.revision = change.revision;
+            backlog.revision = self.partition.map_or(change.revision, |_| 0);
             // Subscriptions that have read everything read this entry next.
             let readers = std::mem::take(&mut backlog.at_end);
             backlog.entries.push_back(Entry { change: Arc::new(change), readers });
@@ -291,6 +308,11 @@ impl Publisher {
         }
         drop(backlog);
         self.news.send_replace(());
+    }
+
+    /// The revision that a subscription which missed changes is told.
+    fn told(&self, revision: Revision) -> Revision {
+        self.partition.map_or(revision, |_| 0)
     }
 
     fn is_watched(&self) -> bool {

@@ -14,7 +14,7 @@ use consentd_os::clock::Moment;
 
 /// What requests are parsed by.
 pub(super) struct Parsing<'a> {
-    pub(super) keys: KeyDeriver,
+    pub(super) keys: KeyDeriver<'a>,
     /// The countries that get no marketing templates.
     pub(super) blocked: &'a CountryList,
 }
@@ -175,8 +175,8 @@ pub(super) struct Batch<'q, E> {
     pub(super) former: Vec<(usize, Pair)>,
     /// The requests that are decided otherwise than they ask, because of the templates that they name.
     pub(super) templates: Vec<TemplateItem<'q>>,
-    /// How current the first look-up of a template was.
-    pub(super) known: Option<Freshness>,
+    /// How current the look-ups of templates were, each with the place of the pair whose answer rests on it.
+    pub(super) known: Vec<(usize, Freshness)>,
 }
 
 impl<'q, E> Batch<'q, E> {
@@ -187,7 +187,7 @@ impl<'q, E> Batch<'q, E> {
             categories: Vec::with_capacity(requests),
             former: Vec::new(),
             templates: Vec::new(),
-            known: None,
+            known: Vec::new(),
         }
     }
 
@@ -198,8 +198,7 @@ impl<'q, E> Batch<'q, E> {
     /// Adds a request whose template is known to be of a category.
     pub(super) fn push_template(&mut self, request: &ParsedRequest<'q>, known: &KnownCategory) {
         let ParsedRequest { former, category: asked, .. } = *request;
-        self.known =
-            Some(self.known.map_or(known.freshness, |first| first.and(known.freshness.validity)));
+        self.known.push((self.pairs.len(), known.freshness));
         let decides = known.decides(asked.class);
         let class = decides.unwrap_or(Class::Marketing);
         let is_readable = decides.is_ok();

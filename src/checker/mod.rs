@@ -2,43 +2,36 @@
 
 mod batch;
 mod error;
+mod evaluation;
 mod filter;
 mod status;
 mod template;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
-
-use self::batch::{
-    Batch, BatchItem, CheckParameters, ParseCache, Parsing, TemplateCache, TemplateItem,
-};
+use self::batch::{Batch, BatchItem, ParseCache, Parsing, TemplateCache, TemplateItem};
 use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::Metrics;
-use crate::table::{Freshness, Pair, Table, UnreadablePair, Validity};
+use crate::table::{BatchFreshness, Freshness, Pair, Tables, UnreadablePair, Validity};
 use consentd_core::Violation;
 use consentd_core::country_list::CountryList;
-use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
+use consentd_core::decision::{Decision, Form, Policy, Reason};
 use consentd_core::id::{BusinessId, Key};
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
 use consentd_core::standing::Facts;
-use consentd_core::time::Clock;
 use consentd_os::clock::Moment;
 
 pub use self::error::{CheckError, RevisionTimeout};
+use self::evaluation::{BatchEvaluations, Evaluation};
 pub use self::filter::{Campaign, FilterResult};
-pub use self::status::{TablePhase, TableStatus};
+pub use self::status::{PartitionStatus, TablePhase, TableStatus};
 use self::template::parse_template;
 pub use self::template::{TemplateName, template_form};
+pub use self::waiting::MAX_REVISION_WAIT;
 pub use crate::table::PairSummary;
-
-/// The longest that a check waits for a revision, whatever its deadline.
-pub const MAX_REVISION_WAIT: Duration = Duration::from_secs(5);
-
-/// The longest pause between two looks at the freshness while a check waits for a revision.
-const FRESHNESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// An unvalidated check.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +93,7 @@ pub struct CheckResult {
 /// Answers checks; clones share the table.
 #[derive(Clone)]
 pub struct Checker {
-    table: Table,
+    tables: Tables,
     policy: Policy,
     max_staleness: Duration,
     metrics: Arc<Metrics>,
@@ -115,13 +108,13 @@ impl Checker {
     /// Makes a checker that denies once the table's last proof is older than `max_staleness`.
     #[must_use]
     pub fn new(
-        table: Table,
+        tables: impl Into<Tables>,
         policy: Policy,
         max_staleness: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (blocked, created) = (Arc::default(), Moment::now());
-        Self { table, policy, max_staleness, metrics, log: None, blocked, created }
+        let (tables, blocked, created) = (tables.into(), Arc::default(), Moment::now());
+        Self { tables, policy, max_staleness, metrics, log: None, blocked, created }
     }
 
     /// Denies marketing templates to these countries.
@@ -224,13 +217,13 @@ impl Checker {
         category: Category<'_>,
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
         match former {
-            None => self.table.facts(pair, category),
-            Some(former) => self.table.facts_joined(pair, former, category),
+            None => self.tables.facts(pair, category),
+            Some(former) => self.tables.facts_joined(pair, former, category),
         }
     }
 
     fn parsing(&self) -> Parsing<'_> {
-        Parsing { keys: self.table.key_deriver(), blocked: &self.blocked }
+        Parsing { keys: self.tables.key_deriver(), blocked: &self.blocked }
     }
 
     fn parse<'q>(&self, request: &CheckRequest<'q>) -> Result<ParsedRequest<'q>, CheckError> {
@@ -282,10 +275,12 @@ impl Checker {
     ) -> Result<Duration, CheckError> {
         let Batch { requests, pairs, categories, former, templates, known } = batch;
         let mut facts = Vec::with_capacity(pairs.len());
-        let mut freshness = self.table.facts_batch(&pairs, &categories, &mut facts);
+        let mut freshness = self.tables.facts_batch(&pairs, &categories, &mut facts);
         for (place, former) in former {
             if let (Some(facts), Some(category)) = (facts.get_mut(place), categories.get(place)) {
-                freshness = self.table.join_former(facts, former, *category, freshness);
+                let (also, other) = self.tables.facts(former, *category);
+                *facts = facts.and_then(|facts| also.map(|also| facts.joined(also)));
+                freshness.join(place, other);
             }
         }
         for TemplateItem { place, former, asked, is_readable, at } in &templates {
@@ -297,11 +292,19 @@ impl Checker {
             if !is_readable {
                 *facts = Err(UnreadablePair);
             }
-            freshness = freshness.and(later.validity);
+            freshness.join(*place, later);
         }
         // What is known of templates was looked up before, and is as current as it was then.
-        let freshness = known.map_or(freshness, |known| known.and(freshness.validity));
-        let evaluation = Evaluation::new(self, freshness, Moment::about_now())?;
+        let freshness = match freshness {
+            BatchFreshness::Whole(freshness) => BatchFreshness::Whole(
+                known.iter().fold(freshness, |all, (_, known)| self.resting_on(*known, all)),
+            ),
+            mut each @ BatchFreshness::Each(_) => {
+                known.iter().for_each(|(place, known)| each.join(*place, *known));
+                each
+            }
+        };
+        let evaluations = BatchEvaluations::new(self, &freshness, Moment::about_now())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
         // Logged is what was asked for, and in addition what decided.
@@ -312,9 +315,11 @@ impl Checker {
             }
         }
         let mut looked_up = pairs.iter().zip(&asked);
+        let mut places = 0..;
         for request in requests {
             each(request.map(|BatchItem { asked, stricter }| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
+                let evaluation = evaluations.at(places.next().unwrap_or(usize::MAX));
                 let result = CheckResult { stricter, ..evaluation.result(facts, asked) };
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(result.decision.reason as usize) {
@@ -329,44 +334,7 @@ impl Checker {
             }));
         }
         self.metrics.decided_many(&counts);
-        Ok(evaluation.staleness)
-    }
-
-    /// Waits until the table holds `revision`, until `deadline`, and for [`MAX_REVISION_WAIT`] at most.
-    /// It does not wait while the table is not live: such a check is denied as stale, even if
-    /// `--stale-allow` names its class, because its request says which revision it needs.
-    ///
-    /// # Errors
-    ///
-    /// [`RevisionTimeout`] if the revision did not arrive.
-    pub async fn wait_for_revision(
-        &self,
-        revision: Revision,
-        deadline: Option<Instant>,
-    ) -> Result<(), RevisionTimeout> {
-        let limit = Instant::now() + MAX_REVISION_WAIT;
-        let limit = deadline.map_or(limit, |deadline| deadline.min(limit));
-        loop {
-            let freshness = self.table.freshness();
-            if freshness.revision >= revision {
-                return Ok(());
-            }
-            let staleness = freshness.staleness(Moment::now());
-            if freshness.validity != Validity::Valid || staleness > self.max_staleness {
-                return Ok(());
-            }
-            // The table may become stale or invalid during the wait.
-            let recheck = (self.max_staleness.saturating_sub(staleness))
-                .clamp(Duration::from_millis(1), FRESHNESS_POLL_INTERVAL);
-            tokio::select! {
-                biased;
-                () = self.table.wait_for_revision(revision) => return Ok(()),
-                () = sleep_until(limit) => {
-                    return Err(RevisionTimeout { wanted: revision, applied: freshness.revision });
-                }
-                () = tokio::time::sleep(recheck) => {}
-            }
-        }
+        Ok(evaluations.staleness())
     }
 
     /// All that the table holds of a pair.
@@ -379,11 +347,14 @@ impl Checker {
     }
 
     fn known_pair(&self, user_id: &str, business_id: &str) -> Result<KnownPair, CheckError> {
-        let keys = self.table.key_deriver();
+        let keys = self.tables.key_deriver();
         let (pair, former) = keys.parse(user_id, business_id)?;
         let now = Moment::now();
-        let clock = Clock::of(now.wall, self.table.freshness().ledger_clock(now));
-        let (summary, freshness) = self.table.summary(pair, former, clock.latest);
+        let freshness = self.tables.freshness(pair);
+        let freshness =
+            former.map_or(freshness, |pair| freshness.joined(self.tables.freshness(pair)));
+        let clock = freshness.clock(now);
+        let (summary, freshness) = self.tables.summary(pair, former, clock.latest);
         match freshness.validity {
             Validity::Valid => {}
             Validity::Loading => return Err(CheckError::NotReady),
@@ -396,17 +367,20 @@ impl Checker {
         Ok(KnownPair { summary, key: pair.key(), revision, staleness })
     }
 
-    /// Whether the table was ever loaded. It stays true: a fault of the ledger must not take the
-    /// sidecars of all senders out of service, and every answer reports it.
+    /// Whether the table was ever loaded, with every partition that was followed at the start. It stays true: a
+    /// fault of the ledger must not take the sidecars of all senders out of service, and every answer reports it.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.table.freshness().validity != Validity::Loading
+        self.tables.is_ready()
     }
 
-    /// Whether the table was proven to be current within the maximum staleness.
+    /// Whether the table was proven to be current within the maximum staleness, with every partition.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        let freshness = self.table.freshness();
+        self.tables.every(|table| self.is_fresh(table.freshness()))
+    }
+
+    fn is_fresh(&self, freshness: Freshness) -> bool {
         let staleness = freshness.staleness(Moment::now());
         freshness.validity == Validity::Valid && staleness <= self.max_staleness
     }
@@ -417,14 +391,14 @@ impl Checker {
     ///
     /// [`CheckError::NotHeld`].
     pub fn ensure_held(&self, business: BusinessId<'_>) -> Result<(), CheckError> {
-        let held = self.table.key_deriver().at(business).map(|_| ());
+        let held = self.tables.key_deriver().at(business).map(|_| ());
         self.counting_not_held(held.map_err(CheckError::from))
     }
 
-    /// The last revision that the table has applied.
+    /// The last revision that the table has applied of each partition; 0 of those that are not followed.
     #[must_use]
-    pub fn revision(&self) -> Revision {
-        self.table.freshness().revision
+    pub fn revisions(&self) -> Vec<Revision> {
+        self.tables.revisions()
     }
 
     /// The longest staleness at which checks are still decided by consent.
@@ -458,50 +432,4 @@ fn log_record<'q>(
     let CheckResult { decision, revision, staleness, stricter } = *result;
     let (key, reason) = (pair.key(), decision.reason);
     DecisionRecord { key, category, form, reason, revision, staleness, now, stricter }
-}
-
-/// What all decisions of one look-up share: the clocks, the policy and the freshness.
-struct Evaluation<'a> {
-    now: Moment,
-    policy: &'a Policy,
-    clock: Clock,
-    proof: Proof,
-    revision: Revision,
-    staleness: Duration,
-}
-
-impl<'a> Evaluation<'a> {
-    /// `now` must have been read after the look-up.
-    fn new(checker: &'a Checker, freshness: Freshness, now: Moment) -> Result<Self, CheckError> {
-        let staleness = freshness.staleness(now);
-        let proof = match freshness.validity {
-            Validity::Loading => return Err(CheckError::NotReady),
-            Validity::Invalid => Proof::Invalid,
-            Validity::Valid if staleness > checker.max_staleness => Proof::Late,
-            Validity::Valid => Proof::Fresh,
-        };
-        let clock = Clock::of(now.wall, freshness.ledger_clock(now));
-        let (policy, revision) = (&checker.policy, freshness.revision);
-        Ok(Self { now, policy, clock, proof, revision, staleness })
-    }
-
-    fn result(&self, facts: &Result<Facts, UnreadablePair>, asked: CheckParameters) -> CheckResult {
-        let CheckParameters { class, form, min_revision, is_barred } = asked;
-        let (facts, proof) = match facts {
-            // The table lacks an event that the caller knows of: for this check it is not valid.
-            Ok(facts) if self.revision < min_revision => (facts, Proof::Invalid),
-            Ok(facts) => (facts, self.proof),
-            Err(UnreadablePair) => (&Facts::NOTHING, Proof::Invalid),
-        };
-        let barring;
-        let policy = if is_barred {
-            barring = Policy { bars_marketing_templates: true, ..*self.policy };
-            &barring
-        } else {
-            self.policy
-        };
-        let decision = decide(facts, class, form, policy, self.clock, proof);
-        let (revision, staleness) = (self.revision, self.staleness);
-        CheckResult { decision, revision, staleness, stricter: None }
-    }
 }

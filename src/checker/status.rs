@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Checker;
-use crate::metrics::TableGauges;
-use crate::table::{Freshness, Validity};
+use crate::metrics::{PartitionGauges, TableGauges};
+use crate::table::{Freshness, Table, Validity};
 use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_core::time::{Timestamp, clock_offset_warning};
 use consentd_os::clock::Moment;
+
+/// How many partitions the cause names.
+const MAX_CAUSES: usize = 3;
 
 /// The phase of the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,13 +34,13 @@ pub struct TableStatus {
     pub phase: TablePhase,
     /// How long ago the table was proven to be current; zero while loading.
     pub staleness: Duration,
-    /// The last applied revision.
+    /// The last applied revision; with several partitions, their sum.
     pub revision: Revision,
     /// The number of pairs.
     pub pairs: usize,
     /// Why the table is not live; empty if it is.
     pub cause: String,
-    /// The ledger's clock; this machine's while loading.
+    /// The ledger's clock, the latest one of several; this machine's while loading.
     pub now: Timestamp,
     /// What an operator should correct about the ledger or the clocks.
     pub warnings: Arc<[String]>,
@@ -45,73 +48,170 @@ pub struct TableStatus {
     pub remembered: u64,
     /// The businesses that the table holds.
     pub businesses: Arc<Businesses>,
+    /// The last applied revision of each partition; 0 of those that are not followed.
+    pub revisions: Vec<Revision>,
+    /// The partitions that are followed, if there are several.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// The status of one partition's table.
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    /// The partition's number.
+    pub number: u32,
+    /// The phase of its table.
+    pub phase: TablePhase,
+    /// How long ago it was proven to be current; zero while loading.
+    pub staleness: Duration,
+    /// Its last applied revision.
+    pub revision: Revision,
+    /// The number of its pairs.
+    pub pairs: usize,
+    /// Why it is not live; empty if it is.
+    pub cause: String,
+    /// How many of its pairs have retained denials.
+    pub remembered: u64,
 }
 
 impl Checker {
     /// The table's status.
     #[must_use]
     pub fn status(&self) -> TableStatus {
-        let freshness = self.table.freshness();
-        let staleness = staleness_of(&freshness);
+        let now = Moment::now();
+        let tables = self.tables.all();
+        let partitions: Vec<_> =
+            tables.iter().map(|(number, table)| self.partition(*number, table, now)).collect();
+        let worst = partitions.iter().map(|one| one.phase).max_by_key(|phase| severity(*phase));
+        // A sidecar that holds no business follows no partition once it knows them, and lacks nothing.
+        let phase = worst.unwrap_or(TablePhase::Live);
+        let loaded = |table: &&(u32, Table)| table.1.freshness().validity != Validity::Loading;
+        let clocks =
+            tables.iter().filter(loaded).map(|(_, table)| table.freshness().ledger_clock(now));
+        let mut warnings: Vec<String> = Vec::new();
+        for (_, table) in &tables {
+            let others = table.warnings();
+            let new: Vec<_> =
+                others.iter().filter(|one| !warnings.contains(one)).cloned().collect();
+            warnings.extend(new);
+        }
+        let ahead = now.wall.as_millis().saturating_add(clock_offset(&tables));
+        let ahead = Timestamp::saturating_from_millis(ahead);
+        warnings.extend(clock_offset_warning(now.wall, ahead));
+        TableStatus {
+            phase,
+            staleness: partitions.iter().map(|one| one.staleness).max().unwrap_or_default(),
+            revision: partitions.iter().fold(0, |sum, one| one.revision.saturating_add(sum)),
+            pairs: partitions.iter().map(|one| one.pairs).fold(0, usize::saturating_add),
+            cause: joined_causes(&partitions, self.tables.is_divided()),
+            now: clocks.max().unwrap_or(now.wall),
+            warnings: warnings.into(),
+            remembered: partitions.iter().fold(0, |sum, one| one.remembered.saturating_add(sum)),
+            businesses: self.tables.businesses(),
+            revisions: self.tables.revisions(),
+            partitions: if self.tables.is_divided() { partitions } else { Vec::new() },
+        }
+    }
+
+    fn partition(&self, number: u32, table: &Table, now: Moment) -> PartitionStatus {
+        let freshness = table.freshness();
+        let staleness = staleness_of(&freshness, now);
         let phase = match freshness.validity {
             Validity::Loading => TablePhase::Loading,
             Validity::Invalid => TablePhase::Invalid,
             Validity::Valid if staleness > self.max_staleness => TablePhase::Stale,
             Validity::Valid => TablePhase::Live,
         };
-        let cause = match (phase, self.table.cause()) {
+        let cause = match (phase, table.cause()) {
             (TablePhase::Live, _) => String::new(),
             (_, cause) if cause.is_empty() => no_proof_since(staleness),
             (_, cause) => cause,
         };
-        let now = Moment::now();
-        let ledger_now = match freshness.validity {
-            Validity::Loading => now.wall,
-            Validity::Valid | Validity::Invalid => freshness.ledger_clock(now),
-        };
-        let mut warnings = self.table.warnings();
-        let ahead = now.wall.as_millis().saturating_add(self.table.clock_offset());
-        let ahead = Timestamp::saturating_from_millis(ahead);
-        if let Some(warning) = clock_offset_warning(now.wall, ahead) {
-            warnings = warnings.iter().cloned().chain([warning]).collect();
-        }
-        TableStatus {
+        let (pairs, remembered) = (table.pairs(), table.retained_pairs());
+        PartitionStatus {
+            number,
             phase,
             staleness,
             revision: freshness.revision,
-            pairs: self.table.pairs(),
+            pairs,
             cause,
-            now: ledger_now,
-            warnings,
-            remembered: self.table.retained_pairs(),
-            businesses: self.table.businesses(),
+            remembered,
         }
     }
 
     /// The gauges of the table.
     #[must_use]
     pub fn gauges(&self) -> TableGauges {
-        let freshness = self.table.freshness();
         let now = Moment::now();
-        let loaded = freshness.validity != Validity::Loading;
-        TableGauges {
+        let tables = self.tables.all();
+        let staleness = |table: &Table| {
+            let freshness = table.freshness();
             // An alert on staleness must see a table that never gets its first proof.
-            staleness: if loaded { freshness.staleness(now) } else { now.since(self.created) },
-            revision: freshness.revision,
-            pairs: self.table.pairs(),
-            bytes: self.table.bytes(),
-            clock_offset: seconds(self.table.clock_offset()),
-            remembered: self.table.retained_pairs(),
-            businesses: self.table.businesses().ids().map_or(0, |ids| ids.len()),
+            let loaded = freshness.validity != Validity::Loading;
+            if loaded { freshness.staleness(now) } else { now.since(self.created) }
+        };
+        let partitions: Vec<_> = tables
+            .iter()
+            .map(|(number, table)| PartitionGauges {
+                number: *number,
+                staleness: staleness(table),
+                revision: table.freshness().revision,
+                pairs: table.pairs(),
+                is_live: self.is_fresh(table.freshness()),
+            })
+            .collect();
+        TableGauges {
+            staleness: partitions.iter().map(|one| one.staleness).max().unwrap_or_default(),
+            pairs: partitions.iter().map(|one| one.pairs).fold(0, usize::saturating_add),
+            bytes: tables.iter().map(|(_, table)| table.bytes()).fold(0, usize::saturating_add),
+            clock_offset: seconds(clock_offset(&tables)),
+            remembered: tables
+                .iter()
+                .fold(0, |sum, (_, table)| table.retained_pairs().saturating_add(sum)),
+            businesses: self.tables.businesses().ids().map_or(0, |ids| ids.len()),
+            is_divided: self.tables.is_divided(),
+            partitions,
         }
     }
 }
 
+/// How bad a phase is: while one partition is being loaded for the first time, some questions have no answer at all.
+fn severity(phase: TablePhase) -> u8 {
+    match phase {
+        TablePhase::Live => 0,
+        TablePhase::Stale => 1,
+        TablePhase::Invalid => 2,
+        TablePhase::Loading => 3,
+    }
+}
+
+/// The greatest offset of the ledger's clocks to this machine's, either way, in milliseconds.
+fn clock_offset(tables: &[(u32, Table)]) -> i64 {
+    let offsets = tables.iter().map(|(_, table)| table.clock_offset());
+    offsets.max_by_key(|offset| offset.unsigned_abs()).unwrap_or(0)
+}
+
+/// Why the table is not live: the causes of a few partitions, by their numbers where there are several.
+fn joined_causes(partitions: &[PartitionStatus], is_divided: bool) -> String {
+    let caused = || partitions.iter().filter(|one| !one.cause.is_empty());
+    if !is_divided {
+        return caused().map(|one| one.cause.clone()).collect();
+    }
+    let mut shown: Vec<String> = caused()
+        .take(MAX_CAUSES)
+        .map(|one| format!("partition {}: {}", one.number, one.cause))
+        .collect();
+    let more = caused().count().saturating_sub(shown.len());
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    shown.join("; ")
+}
+
 /// The staleness; zero before the first proof.
-fn staleness_of(freshness: &Freshness) -> Duration {
+fn staleness_of(freshness: &Freshness, now: Moment) -> Duration {
     match freshness.validity {
         Validity::Loading => Duration::ZERO,
-        Validity::Valid | Validity::Invalid => freshness.staleness(Moment::now()),
+        Validity::Valid | Validity::Invalid => freshness.staleness(now),
     }
 }
 

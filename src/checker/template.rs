@@ -10,7 +10,7 @@ use consentd_core::id::BusinessId;
 use consentd_core::scope::{Category, Class};
 use consentd_core::standing::Facts;
 use consentd_core::template::TemplateId;
-use consentd_core::time::{Clock, Timestamp};
+use consentd_core::time::Timestamp;
 use consentd_os::clock::Moment;
 
 /// The name of a template, not validated.
@@ -91,14 +91,24 @@ impl Checker {
         pairs: TemplatePairs,
         clock: impl Fn() -> Moment,
     ) -> KnownCategory {
-        let (least, freshness) = self.table.least_class(pairs.template);
-        let (until, later) = self.table.restricted_until(pairs.account);
-        let freshness = freshness.and(later.validity);
+        let (least, freshness) = self.tables.least_class(pairs.template);
+        let (until, later) = self.tables.restricted_until(pairs.account);
+        let freshness = freshness.joined(later);
         let now = clock();
-        let clock = Clock::of(now.wall, freshness.ledger_clock(now));
+        let clock = freshness.clock(now);
         let is_restricted = until.map(|until| until.is_some_and(|end| clock.earliest < end));
         let rule = least.and_then(|least| is_restricted.map(|restricted| (least, restricted)));
         KnownCategory { rule, freshness, at: clock.latest }
+    }
+
+    /// How current an answer is that rests on what was known of a template, and on a later look-up of the user. In
+    /// one partition the answer is as of the first of them; in several, its revision is that of the user's own.
+    pub(super) fn resting_on(&self, known: Freshness, later: Freshness) -> Freshness {
+        let mut joined = later.joined(known);
+        if !self.tables.is_divided() {
+            joined.revision = known.revision.min(later.revision);
+        }
+        joined
     }
 
     /// The facts of a user about the class that decides. Where that is another one than was asked for,
@@ -116,7 +126,7 @@ impl Checker {
         }
         let (stricter, later) = self.facts(pair, former, Category { class, topic: None });
         let facts = facts.and_then(|asked| stricter.map(|facts| facts.denied_as(&asked, at)));
-        (facts, freshness.and(later.validity))
+        (facts, freshness.joined(later))
     }
 
     /// Checks a request that names a template. Returns also the pair and the moment, for the log.
@@ -139,7 +149,7 @@ impl Checker {
         let class = decides.unwrap_or(Class::Marketing);
         let (facts, later) = self.facts_as((pair, former), category, class, known.at);
         let facts = decides.and(facts);
-        let evaluation = Evaluation::new(self, known.freshness.and(later.validity), clock())?;
+        let evaluation = Evaluation::new(self, self.resting_on(known.freshness, later), clock())?;
         let result = evaluation.result(&facts, parsed.parameters(class));
         let stricter = (class != category.class).then_some(class);
         Ok((parsed, CheckResult { stricter, ..result }, evaluation.now))

@@ -2,7 +2,7 @@
 //!
 //! [`state_machine`] decides what to do, [`applier`] performs it on the table, [`scheduler`] decides
 //! when to read the ledger, `change_publisher` publishes changes to watchers, and `report` writes the
-//! log and the metrics. The task in this module does the I/O: it reads, waits, and hands on what came.
+//! log and the metrics. A [`Follower`] follows one partition; [`Followers`] follow those of a ledger. The task in this module does the I/O: it reads, waits, and hands on what came.
 
 #![cfg_attr(
     not(test),
@@ -11,6 +11,7 @@
 
 pub mod applier;
 mod change_publisher;
+mod partitions;
 mod report;
 pub mod scheduler;
 mod snapshot_file;
@@ -27,12 +28,13 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::sync::watch;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::applier::{Applier, MAX_RETAINED_PAIRS};
 use self::change_publisher::ChangePublisher;
+pub use self::partitions::Followers;
 use self::report::Report;
 use self::scheduler::{
     BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, Scheduler, Task,
@@ -42,14 +44,16 @@ use self::snapshot_file::WrittenPairs;
 use self::snapshot_task::{SnapshotError, SnapshotJob};
 pub use self::snapshot_task::{SnapshotTarget, SnapshotTargetError, snapshot_files_in};
 use self::state_machine::{Action, pieces};
-use crate::change_feed::{self, ChangeFeed};
+use crate::change_feed::{self, Publisher};
 use crate::metrics::Metrics;
 use crate::table::Writer;
 use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
+use consentd_core::partition::Layout;
+use consentd_core::record::Revision;
 use consentd_core::state::State;
 use consentd_ledger::{
-    Bucket, BucketReader, FollowerPosition, Ledger, LedgerError, Notification, Page,
+    Bucket, BucketReader, FollowerPosition, Ledger, LedgerError, Notification, Page, Partition,
 };
 use consentd_os::clock::Moment;
 
@@ -57,11 +61,15 @@ use consentd_os::clock::Moment;
 const ENTRIES_PER_YIELD: usize = 8;
 
 /// Makes an iterator of pairs that are in no ledger, each time when the table is loaded.
-pub type ExtraPairs = Box<dyn Fn() -> Box<dyn Iterator<Item = (Key, State)> + Send> + Send + Sync>;
+pub type ExtraPairs = Arc<dyn Fn() -> Box<dyn Iterator<Item = (Key, State)> + Send> + Send + Sync>;
 
-/// Follows one ledger.
+/// Follows one partition of a ledger.
 pub struct Follower {
-    ledger: Ledger,
+    partition: Partition,
+    /// How the ledger is divided; unknown before the first page of a follower that is alone.
+    layout: Option<Layout>,
+    /// Notified when the table has come to be valid, or to hold other businesses.
+    progress: Arc<Notify>,
     announcements: Option<Receiver<Notification>>,
     applier: Applier,
     metrics: Arc<Metrics>,
@@ -76,9 +84,15 @@ pub struct Follower {
     /// The businesses that the table is to hold.
     businesses: watch::Receiver<Businesses>,
     position: FollowerPosition,
-    changes: ChangeFeed,
     change_publisher: ChangePublisher,
     report: Report,
+}
+
+/// Where a follower publishes to, besides its table: the followers of a ledger's partitions share these.
+struct Outlets {
+    publisher: Publisher,
+    losses: watch::Sender<u64>,
+    progress: Arc<Notify>,
 }
 
 /// A read of the ledger, or of files, that is going on.
@@ -103,16 +117,31 @@ impl Follower {
     /// are answered.
     #[must_use]
     pub fn new(
-        ledger: Ledger,
+        partition: Partition,
         writer: Writer,
         metrics: Arc<Metrics>,
         max_staleness: Duration,
     ) -> Self {
-        let (changes, publisher) = change_feed::new();
+        let (_, publisher) = change_feed::new();
+        let outlets =
+            Outlets { publisher, losses: watch::Sender::new(0), progress: Arc::default() };
+        Self::with_outlets(partition, writer, metrics, max_staleness, outlets)
+    }
+
+    fn with_outlets(
+        partition: Partition,
+        writer: Writer,
+        metrics: Arc<Metrics>,
+        max_staleness: Duration,
+        outlets: Outlets,
+    ) -> Self {
+        let Outlets { publisher, losses, progress } = outlets;
         Self {
-            announcements: Some(ledger.listen()),
-            report: Report::new(ledger.clone(), Arc::clone(&metrics)),
-            ledger,
+            announcements: Some(partition.listen()),
+            report: Report::new(partition.clone(), Arc::clone(&metrics), losses),
+            partition,
+            layout: None,
+            progress,
             applier: Applier::new(writer, MAX_RETAINED_PAIRS),
             metrics,
             max_staleness,
@@ -123,7 +152,6 @@ impl Follower {
             snapshot_job: None,
             businesses: watch::channel(Businesses::All).1,
             position: FollowerPosition::default(),
-            changes,
             change_publisher: ChangePublisher::new(publisher),
         }
     }
@@ -153,15 +181,9 @@ impl Follower {
     #[must_use]
     pub fn with_businesses(mut self, businesses: watch::Receiver<Businesses>) -> Self {
         self.applier.writer().set_businesses(businesses.borrow().clone());
-        self.ledger.hold(businesses.borrow().clone());
+        self.partition.hold(businesses.borrow().clone());
         self.businesses = businesses;
         self
-    }
-
-    /// A counter of the times when the ledger was seen to have lost changes.
-    #[must_use]
-    pub fn losses(&self) -> watch::Receiver<u64> {
-        self.report.losses()
     }
 
     /// The position that is in the table, for recorders that wait for what they have appended.
@@ -170,10 +192,35 @@ impl Follower {
         self.position.clone()
     }
 
-    /// The feed of changes in the table.
-    #[must_use]
-    pub fn changes(&self) -> ChangeFeed {
-        self.changes.clone()
+    /// Follows one of several partitions of a ledger that is divided like this.
+    fn of_layout(mut self, layout: Layout) -> Self {
+        self.layout = Some(layout);
+        if layout.partitions() > 1 {
+            self.report.name_partition();
+        }
+        self
+    }
+
+    /// Publishes changes there.
+    fn publishing_to(mut self, publisher: Publisher) -> Self {
+        self.change_publisher = ChangePublisher::new(publisher);
+        self
+    }
+
+    /// Waits until it is known how the ledger is divided. The table says meanwhile why it is not.
+    async fn learn_layout(&mut self, ledger: &Ledger) -> Layout {
+        loop {
+            if let Some(layout) = ledger.known_layout() {
+                return layout;
+            }
+            let page = self.partition.read_after(Revision::MAX);
+            let page = timeout(period(self.max_staleness), page).await;
+            match page.unwrap_or_else(|_| Err(timed_out())) {
+                Ok(page) => return page.identity.layout,
+                Err(error) => self.report.on_read_error(self.applier.writer(), &error),
+            }
+            sleep(RETRY_INTERVAL).await;
+        }
     }
 
     /// Follows the ledger until `stop` is cancelled; then saves a last snapshot.
@@ -195,13 +242,10 @@ impl Follower {
         mut announcements: Receiver<Notification>,
     ) {
         let mut pending = PendingOperations::new();
-        let mut polls = ticker(period(self.max_staleness));
-        let mut scrubs = self.scrub_interval.map(ticker);
-        let mut snapshots =
-            self.snapshot_target.as_ref().and_then(|target| target.interval).map(ticker);
-        if let Some(snapshots) = &mut snapshots {
-            snapshots.reset(); // The first tick is an interval from now.
-        }
+        let mut polls = self.ticker(period(self.max_staleness), Duration::ZERO);
+        let mut scrubs = self.scrub_interval.map(|every| self.ticker(every, Duration::ZERO));
+        let snapshots = self.snapshot_target.as_ref().and_then(|target| target.interval);
+        let mut snapshots = snapshots.map(|every| self.ticker(every, every));
         self.perform(&mut pending, tasks).await;
         let position = self.position.clone();
         let mut businesses = self.businesses.clone();
@@ -232,7 +276,7 @@ impl Follower {
                 Ok(()) = businesses.changed() => {
                     let wanted = businesses.borrow_and_update().clone();
                     // What is read from now on has what is added.
-                    self.ledger.hold(wanted.clone());
+                    self.partition.hold(wanted.clone());
                     let tasks = scheduler.on_hold(wanted, Moment::now());
                     self.report.on_wanted(scheduler.state_machine());
                     self.perform(&mut pending, tasks).await;
@@ -304,10 +348,14 @@ impl Follower {
                 Vec::new()
             }
             Completion::Page(request, page) => {
-                let page = page.map_err(|error| {
-                    self.report.on_read_error(self.applier.writer(), &error);
-                    if error.is_missing() { ReadFailure::Missing } else { ReadFailure::Unanswered }
-                });
+                let page = match page {
+                    Ok(page) => self.of_known_layout(page),
+                    Err(error) => {
+                        self.report.on_read_error(self.applier.writer(), &error);
+                        let is_missing = error.is_missing();
+                        Err(if is_missing { ReadFailure::Missing } else { ReadFailure::Unanswered })
+                    }
+                };
                 scheduler.on_page(request, page, Moment::now())
             }
             Completion::Bucket(request, bucket) => {
@@ -327,23 +375,37 @@ impl Follower {
         }
     }
 
+    /// The page, unless it is of a ledger that is divided otherwise than the tables are: its pairs are elsewhere.
+    fn of_known_layout(&mut self, page: Page) -> Result<Page, ReadFailure> {
+        let layout = page.identity.layout;
+        if *self.layout.get_or_insert(layout) != layout {
+            self.report.on_other_layout(self.applier.writer());
+            return Err(ReadFailure::Unanswered);
+        }
+        Ok(page)
+    }
+
     fn read_page(&self, request: PageRequest) -> PendingOperation {
-        let (ledger, page_timeout) = (self.ledger.clone(), period(self.max_staleness));
+        let (partition, page_timeout) = (self.partition.clone(), period(self.max_staleness));
         Box::pin(async move {
             let PageRequest { after, head, .. } = request;
-            let page = timeout(page_timeout, ledger.read_after_head(after, head)).await;
+            let page = timeout(page_timeout, partition.read_after_head(after, head)).await;
             Completion::Page(request, page.unwrap_or_else(|_| Err(timed_out())))
         })
     }
 
     fn read_bucket(&self, request: BucketRequest, wait: Duration) -> PendingOperation {
-        let (ledger, reader) = (self.ledger.clone(), self.bucket_reader.clone());
+        let (partition, reader) = (self.partition.clone(), self.bucket_reader.clone());
         Box::pin(async move {
             sleep(wait).await;
+            if let Some(reader) = &reader {
+                // A load waits as long as it takes for those of other partitions.
+                reader.turn().await;
+            }
             let read = async {
                 match reader {
                     Some(reader) => reader.bucket(request.number).await,
-                    None => ledger.bucket(request.number).await,
+                    None => partition.bucket(request.number).await,
                 }
             };
             let bucket = timeout(BUCKET_TIMEOUT, read).await;
@@ -366,11 +428,15 @@ impl Follower {
                     self.report.on_action(self.applier.writer(), &action, outcome);
                     let is_reset = matches!(action, Action::ResetTable { .. });
                     if is_reset {
-                        self.bucket_reader = Some(Arc::new(self.ledger.bucket_reader()));
+                        self.bucket_reader = Some(Arc::new(self.partition.bucket_reader()));
                     } else if matches!(action, Action::Validate) {
                         self.bucket_reader = None;
                     }
+                    let is_progress = matches!(action, Action::Validate | Action::Hold(_));
                     self.change_publisher.on(action, outcome);
+                    if is_progress {
+                        self.progress.notify_one();
+                    }
                     if is_reset {
                         self.load_extra_pairs().await;
                     }
@@ -380,10 +446,21 @@ impl Follower {
         self.change_publisher.flush();
     }
 
+    /// A ticker whose first tick is after this time. Those of the partitions are spread over the period.
+    fn ticker(&self, every: Duration, first: Duration) -> Interval {
+        let partitions = self.layout.unwrap_or_default().partitions();
+        let part = f64::from(self.partition.number()) / f64::from(partitions.max(1));
+        let mut ticker = interval_at(Instant::now() + first + every.mul_f64(part), every);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticker
+    }
+
     async fn load_extra_pairs(&mut self) {
         let Some(pairs) = &self.extra_pairs else { return };
         let businesses = self.applier.writer().businesses();
-        let pairs = pairs().filter(|(key, _)| businesses.holds_key(*key));
+        let (layout, number) = (self.layout.unwrap_or_default(), self.partition.number());
+        let is_here = |key: Key| layout.partition_of(key) == number && businesses.holds_key(key);
+        let pairs = pairs().filter(|(key, _)| is_here(*key));
         for ((key, state), count) in pairs.zip(1_usize..) {
             self.applier.writer().apply(key, Ok(&state));
             if count.is_multiple_of(ENTRIES_PER_YIELD) {
@@ -400,12 +477,6 @@ struct TimedOut;
 
 fn timed_out() -> LedgerError {
     LedgerError::Unreachable(Arc::new(TimedOut))
-}
-
-fn ticker(period: Duration) -> Interval {
-    let mut ticker = interval(period);
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticker
 }
 
 /// The next tick; never ready without a ticker.

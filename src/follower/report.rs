@@ -12,7 +12,7 @@ use super::state_machine::{Action, ResyncCause, StateMachine};
 use crate::metrics::Metrics;
 use crate::table::Writer;
 use consentd_core::time::{Timestamp, clock_offset_warning};
-use consentd_ledger::{DurabilityStatus, Ledger, LedgerError};
+use consentd_ledger::{DurabilityStatus, LedgerError, Partition};
 use consentd_os::clock::{self, Moment};
 
 /// How often a failure that lasts is logged again.
@@ -23,7 +23,9 @@ const CLOCK_LOG_INTERVAL: Duration = Duration::from_mins(5);
 /// Reports the follower's progress: each state is logged when it begins, now and then while it lasts,
 /// and when it ends.
 pub(super) struct Report {
-    ledger: Ledger,
+    ledger: Partition,
+    /// The partition's number, of several.
+    partition: Option<u32>,
     metrics: Arc<Metrics>,
     /// Counts the losses of the ledger, for recorders.
     losses: watch::Sender<u64>,
@@ -46,11 +48,17 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(ledger: Ledger, metrics: Arc<Metrics>) -> Self {
+    /// Reports about a partition of the ledger.
+    pub(super) fn new(
+        ledger: Partition,
+        metrics: Arc<Metrics>,
+        losses: watch::Sender<u64>,
+    ) -> Self {
         Self {
             ledger,
+            partition: None,
             metrics,
-            losses: watch::Sender::new(0),
+            losses,
             unproven: None,
             clock_offset: None,
             may_have_lost: false,
@@ -62,16 +70,21 @@ impl Report {
         }
     }
 
-    /// A counter of the times when the ledger was seen to have lost changes.
-    pub(super) fn losses(&self) -> watch::Receiver<u64> {
-        self.losses.subscribe()
+    /// Names the partition in what is logged, where there are several.
+    pub(super) fn name_partition(&mut self) {
+        self.partition = Some(self.ledger.number());
+    }
+
+    /// The number of the partition that is reported about, of several.
+    pub(super) fn partition(&self) -> Option<u32> {
+        self.partition
     }
 
     /// Reports that announcements are received.
     pub(super) fn on_subscribed(&mut self) {
         self.metrics.subscribed("subscribed");
         if self.unsubscribed.take().is_some() {
-            info!("subscribed to the ledger's announcements again");
+            info!(partition = self.partition, "subscribed to the ledger's announcements again");
         }
     }
 
@@ -85,6 +98,7 @@ impl Report {
         let why = why.to_string();
         if self.unsubscribed.as_ref() != Some(&why) {
             warn!(
+                partition = self.partition,
                 cause = why,
                 "not subscribed to the ledger's announcements (Redis Pub/Sub): opt-outs are enforced \
                  a poll later than usual, within --max-staleness; it is tried again by itself; if it \
@@ -100,6 +114,14 @@ impl Report {
         self.set_unproven(writer, &error.to_string());
     }
 
+    /// Reports that the ledger at the address has other partitions than the tables were made for.
+    pub(super) fn on_other_layout(&mut self, writer: &mut Writer) {
+        self.set_unproven(
+            writer,
+            "the ledger was replaced by one that is divided otherwise: restart this sidecar",
+        );
+    }
+
     /// Reports that a bucket could not be read, or was lost.
     pub(super) fn on_bucket_error(
         &mut self,
@@ -110,7 +132,7 @@ impl Report {
     ) {
         if error.is_lost_key() {
             if self.lost_buckets.insert(number) {
-                error!(
+                error!(partition = self.partition,
                     cause = %error,
                     "a bucket of the ledger was deleted or evicted in Redis: messages to its users \
                      are denied until it is back; run `consentd ledger repair`, or restore a backup \
@@ -129,7 +151,10 @@ impl Report {
     pub(super) fn on_wanted(&mut self, machine: &StateMachine) {
         self.addition_error = None;
         if machine.is_adding() {
-            info!("the businesses that were added are read from the ledger beside the others");
+            info!(
+                partition = self.partition,
+                "the businesses that were added are read from the ledger beside the others"
+            );
         }
     }
 
@@ -138,6 +163,7 @@ impl Report {
         let why = error.to_string();
         if self.addition_error.as_ref() != Some(&why) {
             warn!(
+                partition = self.partition,
                 cause = why,
                 "the businesses that were added cannot be read from the ledger yet: questions about \
                  them are refused until they are, and it is tried again by itself"
@@ -154,6 +180,7 @@ impl Report {
         });
         if is_due {
             warn!(
+                partition = self.partition,
                 cause = why,
                 "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
                  older than --max-staleness, every check is denied as STALE; retrying by itself"
@@ -185,13 +212,18 @@ impl Report {
             Action::GapRepaired => self.metrics.gap_repaired(),
             Action::Hold(businesses) => {
                 let count = businesses.ids().map(|ids| ids.len());
-                info!(businesses = count, "the table holds other businesses than before");
+                info!(
+                    partition = self.partition,
+                    businesses = count,
+                    "the table holds other businesses than before"
+                );
             }
             Action::RejectWarmStart(refusal) => {
                 self.on_snapshot_rejected(refusal.label(), &refusal.to_string());
             }
             Action::CompareBucket(bucket) if self.lost_buckets.remove(&bucket.number) => {
                 info!(
+                    partition = self.partition,
                     bucket = bucket.number,
                     "a lost bucket of the ledger is back, and was read again"
                 );
@@ -202,13 +234,18 @@ impl Report {
         match outcome.bucket {
             Some(BucketOutcome::Denied { pairs }) => {
                 warn!(
+                    partition = self.partition,
                     pairs,
                     "this many pairs are denied because their bucket of the ledger was lost: run \
                      `consentd ledger repair`, or restore a backup of Redis"
                 );
             }
             Some(BucketOutcome::Compared { mismatches }) if mismatches > 0 => {
-                warn!(pairs = mismatches, "the table differed from the ledger, and was corrected");
+                warn!(
+                    partition = self.partition,
+                    pairs = mismatches,
+                    "the table differed from the ledger, and was corrected"
+                );
                 self.metrics.scrub_mismatched(mismatches);
             }
             Some(BucketOutcome::Compared { .. }) | None => {}
@@ -216,7 +253,11 @@ impl Report {
         match outcome.judgement {
             Some(Judgement::Valid { retained }) => {
                 if matches!(action, Action::Validate) {
-                    info!(remembered = retained, "the table holds the ledger");
+                    info!(
+                        partition = self.partition,
+                        remembered = retained,
+                        "the table holds the ledger"
+                    );
                     self.on_loaded();
                 }
                 if !std::mem::take(&mut self.overflow).is_empty() {
@@ -229,7 +270,11 @@ impl Report {
                      beside it: bring it back from a backup, or say that it is right as it is \
                      with `consentd ledger accept`"
                 );
-                error!(pairs = retained, "the ledger has lost too much: the table stays invalid");
+                error!(
+                    partition = self.partition,
+                    pairs = retained,
+                    "the ledger has lost too much: the table stays invalid"
+                );
                 writer.set_cause(self.overflow.clone());
                 self.on_loaded();
             }
@@ -241,7 +286,10 @@ impl Report {
         self.check_clocks(writer, asked, ledger_clock);
         self.check_ledger(writer);
         if self.unproven.take().is_some() {
-            info!("this sidecar has all of the ledger's changes again, and answers by them");
+            info!(
+                partition = self.partition,
+                "this sidecar has all of the ledger's changes again, and answers by them"
+            );
         }
         writer.set_cause(self.overflow.clone());
     }
@@ -249,7 +297,7 @@ impl Report {
     fn on_invalidated(&mut self, writer: &mut Writer, cause: ResyncCause) {
         self.may_have_lost |= cause.may_be_loss();
         if cause != ResyncCause::Start {
-            warn!(cause = cause.label(), "the table is not valid");
+            warn!(partition = self.partition, cause = cause.label(), "the table is not valid");
         }
         self.metrics.resynced(cause.label());
         if cause == ResyncCause::Fork {
@@ -260,7 +308,11 @@ impl Report {
 
     /// Reports that a snapshot of the table is not used.
     pub(super) fn on_snapshot_rejected(&self, cause: &str, why: &str) {
-        warn!(cause = why, "the saved table is not used: the ledger is read whole");
+        warn!(
+            partition = self.partition,
+            cause = why,
+            "the saved table is not used: the ledger is read whole"
+        );
         self.metrics.snapshot_refused(cause);
     }
 
@@ -280,15 +332,16 @@ impl Report {
 
     /// Reports what an operator should correct about the ledger, if that has changed.
     fn check_ledger(&mut self, writer: &mut Writer) {
-        self.metrics.unannounced(self.ledger.unannounced());
+        self.metrics.unannounced(self.ledger.number(), self.ledger.unannounced());
         let durability = self.ledger.durability();
         if self.durability.as_ref() == Some(&durability) {
             return;
         }
         for warning in durability.warnings.iter() {
-            warn!("the ledger needs attention: {warning}");
+            warn!(partition = self.partition, "the ledger needs attention: {warning}");
         }
-        self.metrics.ledger_is(durability.durable, durability.unfenced, durability.lost_keys);
+        let DurabilityStatus { durable, unfenced, lost_keys, .. } = durability;
+        self.metrics.ledger_is(self.ledger.number(), durable, unfenced, lost_keys);
         writer.set_warnings(Arc::clone(&durability.warnings));
         self.durability = Some(durability);
     }
@@ -302,13 +355,16 @@ impl Report {
         writer.set_clock_offset(ledger.as_millis().saturating_sub(ours.as_millis()));
         let Some(warning) = clock_offset_warning(ours, ledger) else {
             if self.clock_offset.take().is_some() {
-                info!("this machine's clock and the ledger's agree again");
+                info!(
+                    partition = self.partition,
+                    "this machine's clock and the ledger's agree again"
+                );
             }
             return;
         };
         if self.clock_offset.is_none_or(|logged| answered.since(logged) >= CLOCK_LOG_INTERVAL) {
             self.clock_offset = Some(answered);
-            warn!("{warning}");
+            warn!(partition = self.partition, "{warning}");
         }
     }
 }

@@ -4,8 +4,8 @@
 //! ledger has lost, for the file does not have them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::{JoinError, spawn_blocking};
@@ -31,6 +31,15 @@ pub struct SnapshotTarget {
     path: PathBuf,
     /// How often snapshots are taken while the process runs; `None` for only at its end.
     pub(super) interval: Option<Duration>,
+    /// Shared by the files of a ledger's partitions.
+    lock: Arc<Mutex<TargetLock>>,
+}
+
+/// The lock on the files of one process.
+#[derive(Debug)]
+struct TargetLock {
+    /// The file beside which it is.
+    path: PathBuf,
     /// Held while this process is the one that saves there.
     lock: Option<Lock>,
     /// Whether it was logged that another process holds the lock.
@@ -70,7 +79,8 @@ impl SnapshotTarget {
         if snapshot_file::is_foreign_file(&path) {
             return Err(SnapshotTargetError::ForeignFile { path });
         }
-        let mut target = Self { path, interval, lock: None, wait_logged: false };
+        let lock = TargetLock { path: path.clone(), lock: None, wait_logged: false };
+        let target = Self { path, interval, lock: Arc::new(Mutex::new(lock)) };
         match target.lock() {
             Ok(_) => Ok(target),
             Err(source) => {
@@ -79,9 +89,39 @@ impl SnapshotTarget {
         }
     }
 
+    /// The file of one of several partitions, beside this one and under the same lock.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotTargetError::ForeignFile`] if that file is something else.
+    pub(super) fn of_partition(&self, number: u32) -> Result<Self, SnapshotTargetError> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!(".{number}"));
+        let path = PathBuf::from(path);
+        if snapshot_file::is_foreign_file(&path) {
+            return Err(SnapshotTargetError::ForeignFile { path });
+        }
+        Ok(Self { path, interval: self.interval, lock: Arc::clone(&self.lock) })
+    }
+
+    /// Acquires the lock, if it is free; returns whether this process holds it.
+    fn lock(&self) -> std::io::Result<bool> {
+        self.locking().acquire()
+    }
+
+    fn is_locked(&self) -> bool {
+        self.locking().lock.is_some()
+    }
+
+    fn locking(&self) -> MutexGuard<'_, TargetLock> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TargetLock {
     /// Acquires the lock, if it is free; returns whether this process holds it. Logs once when another
     /// process holds it, and when that one has ended.
-    fn lock(&mut self) -> std::io::Result<bool> {
+    fn acquire(&mut self) -> std::io::Result<bool> {
         if self.lock.is_none() {
             self.lock = Lock::beside(&self.path)?;
         }
@@ -147,7 +187,7 @@ impl Follower {
     /// Reads the snapshot, if there is one and it is intact.
     pub(super) async fn read_snapshot(&mut self) -> Option<WarmStart> {
         let target = self.snapshot_target.as_ref()?;
-        let (path, is_ours) = (target.path.clone(), target.lock.is_some());
+        let (path, is_ours) = (target.path.clone(), target.is_locked());
         let began = clock::boot();
         let read = spawn_blocking(move || {
             if is_ours {
@@ -165,7 +205,7 @@ impl Follower {
             Ok(Ok(Some((warm, saved, start)))) => {
                 let age = clock::wall().since(start.proven);
                 let took = clock::boot().saturating_sub(began);
-                info!(
+                info!(partition = self.report.partition(),
                     pairs = saved.pairs(),
                     revision = warm.until.revision,
                     age = %humantime::format_duration(Duration::from_secs(age.as_secs())),
@@ -204,7 +244,7 @@ impl Follower {
         &mut self,
         scheduler: &Scheduler,
     ) -> Option<(PathBuf, SnapshotHeader, Arc<AtomicBool>)> {
-        let target = self.snapshot_target.as_mut()?;
+        let target = self.snapshot_target.as_ref()?;
         match target.lock() {
             Ok(true) => {}
             Ok(false) => {
@@ -287,11 +327,20 @@ impl Follower {
                 let took = clock::boot().saturating_sub(job.began);
                 let now = clock::wall().since(consentd_core::time::Timestamp::MIN);
                 self.metrics.snapshot_saved(now, bytes, took);
-                info!(bytes, took_ms = took.as_millis(), "the table was saved");
+                info!(
+                    partition = self.report.partition(),
+                    bytes,
+                    took_ms = took.as_millis(),
+                    "the table was saved"
+                );
             }
             (Ok(_), None) => {}
             (Err(error), _) => {
-                warn!(cause = error_chain(&error), "the table could not be saved");
+                warn!(
+                    partition = self.report.partition(),
+                    cause = error_chain(&error),
+                    "the table could not be saved"
+                );
                 self.metrics.snapshot("failed");
             }
         }

@@ -14,6 +14,7 @@ use super::state_machine::{Action, Event, ResyncCause, StateMachine, pieces};
 use crate::table::{Table, Validity};
 use consentd_core::businesses::Businesses;
 use consentd_core::id::{KEY_VERSION, Key, KeySecret};
+use consentd_core::partition::Layout;
 use consentd_core::record::{Record, Revision};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::Standing;
@@ -123,6 +124,7 @@ impl Model {
                 secret,
                 key_version,
                 has_nameless: false,
+                layout: Layout::SINGLE,
                 buckets,
             }),
             end: self.end(),

@@ -176,10 +176,10 @@ impl CheckService {
             decoded = codec::decode(bytes.clone(), MAX_FIELDS)?;
             RawCheckRequest::from(&decoded)
         };
-        if asked.min_revision > self.checker.revision() && self.is_valid(&asked) {
+        let request = check_request(&asked);
+        if self.checker.missing_revision(&request).is_some() {
             let _places = admit(charge, bytes.len())?;
-            let reached =
-                self.checker.wait_for_revision(asked.min_revision, deadline(&metadata)).await;
+            let reached = self.checker.wait_for_revision(&request, deadline(&metadata)).await;
             reached.map_err(|error| status::revision_timeout(&error))?;
         }
         let answer = self.answer(&asked);
@@ -193,9 +193,19 @@ impl CheckService {
         Ok(Response::new(convert::answer(&asked, &answer)))
     }
 
-    /// Whether a request is valid. An invalid one is refused without waiting for a revision.
-    pub(super) fn is_valid(&self, asked: &RawCheckRequest<'_>) -> bool {
-        self.checker.is_valid(&check_request(asked))
+    /// Whether a request is valid, and names a revision that the table does not hold yet. An invalid one is refused
+    /// without waiting for a revision.
+    pub(super) fn must_wait(&self, asked: &RawCheckRequest<'_>) -> bool {
+        self.checker.missing_revision(&check_request(asked)).is_some()
+    }
+
+    /// Waits until the table holds the revision that a request names.
+    pub(super) async fn wait(
+        &self,
+        asked: &RawCheckRequest<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<(), RevisionTimeout> {
+        self.checker.wait_for_revision(&check_request(asked), deadline).await
     }
 
     /// Answers one check.
@@ -229,10 +239,12 @@ impl CheckService {
         if let Some(notes) = extensions.get::<CallNotes>() {
             notes.batch(batch.len());
         }
-        let revision_timeout = self.reach_highest(&batch, deadline(&metadata)).await;
+        let requests = batch.iter().map(check_request);
+        let reached = self.checker.wait_for_revisions(requests, deadline(&metadata)).await;
+        let is_late = reached.is_err();
         let mut answers = BatchResponseEncoder::with_capacity(batch.len());
         for some in batch.chunks(CHECKS_PER_YIELD) {
-            self.answer_some(some, revision_timeout, &mut answers)?;
+            self.answer_some(some, is_late, &mut answers)?;
             if batch.len() > CHECKS_PER_YIELD {
                 // A single check must not wait for a whole batch.
                 yield_now().await;
@@ -242,27 +254,14 @@ impl CheckService {
         Ok(Response::new(answers.into_bytes()))
     }
 
-    /// Waits for the highest `min_revision` of a batch.
-    async fn reach_highest(
-        &self,
-        batch: &[RawCheckRequest<'_>],
-        deadline: Option<Instant>,
-    ) -> Option<RevisionTimeout> {
-        let highest = batch.iter().map(|asked| asked.min_revision).max()?;
-        if highest == 0 {
-            return None;
-        }
-        self.checker.wait_for_revision(highest, deadline).await.err()
-    }
-
     /// Answers some checks of a batch and appends the results to `answers`.
     fn answer_some(
         &self,
         batch: &[RawCheckRequest<'_>],
-        revision_timeout: Option<RevisionTimeout>,
+        is_late: bool,
         answers: &mut BatchResponseEncoder,
     ) -> Result<(), Status> {
-        if revision_timeout.is_none() {
+        if !is_late {
             let requests = batch.iter().map(check_request);
             let mut batch = batch.iter();
             let answered =
@@ -276,20 +275,14 @@ impl CheckService {
             return answered.map_err(|error| status::check_error(&error));
         }
         for asked in batch {
-            answers.put(self.result(asked, revision_timeout)?);
+            answers.put(self.late_result(asked)?);
         }
         Ok(())
     }
 
-    fn result(
-        &self,
-        asked: &RawCheckRequest<'_>,
-        revision_timeout: Option<RevisionTimeout>,
-    ) -> Result<Pb, Status> {
-        if let Some(missed) = revision_timeout
-            && asked.min_revision > self.checker.revision()
-        {
-            let missed = RevisionTimeout { wanted: asked.min_revision, ..missed };
+    /// The result of a check of a batch of which some revision did not arrive in time.
+    fn late_result(&self, asked: &RawCheckRequest<'_>) -> Result<Pb, Status> {
+        if let Some(missed) = self.checker.missing_revision(&check_request(asked)) {
             return Ok(Pb::Error(status::item_revision_timeout(&missed)));
         }
         match self.answer(asked) {

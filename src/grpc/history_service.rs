@@ -23,7 +23,9 @@ use consentd_core::record::{ChainHead, HistoryEntry, Revision};
 use consentd_core::standing::ResolvedState;
 use consentd_core::template::Subject;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Cursor, EntryPosition, Events, History, Ledger, LedgerError};
+use consentd_ledger::{
+    Cursor, EntryPosition, Events, History, Identity, Ledger, LedgerError, Partition,
+};
 
 const BROKEN: &str = "the history's chain does not match: entries were changed, added or removed \
                       outside consentd";
@@ -70,10 +72,12 @@ impl RecordService {
         if !found.is_empty() {
             return Err(status::invalid(&found));
         }
-        // The export ends at the ledger's current end: under a steady flow of events it would never
+        // The export ends at the current end of each partition: under a steady flow of events it would never
         // end. This process' table may be behind that end, or not loaded yet.
-        let end = history::end_of_log(&self.ledger).await;
-        let end = end.map_err(|error| status::read_error(error.into()))?.revision;
+        let ends = history::ends_of_logs(&self.ledger).await;
+        let ends = ends.map_err(|error| status::read_error(error.into()))?;
+        let identity = self.ledger.identity().await;
+        let identity = identity.map_err(|error| status::read_error(error.into()))?;
         let cache = connection.budget.charge(Pool::Records, 0).map_err(status::limit_reached)?;
         let export = Export {
             service: self.clone(),
@@ -82,7 +86,8 @@ impl RecordService {
             business_id,
             since,
             templates_only,
-            end,
+            ends: ends.into_iter().map(|end| end.revision).collect(),
+            identity,
             next: Some(Cursor::default()),
             cache,
         };
@@ -153,12 +158,20 @@ impl RecordService {
         let ledger = self.ledger.clone();
         let read_error = |error: LedgerError| status::read_error(error.into());
         let clock = ledger.read(Vec::new()).await.map_err(read_error)?.clock;
-        let buckets = ledger.identity().await.map_err(read_error)?.buckets;
+        let mut buckets = Vec::new();
+        for partition in ledger.partitions().await.map_err(read_error)? {
+            let count = partition.identity().await.map_err(read_error)?.buckets;
+            buckets.push((partition, count));
+        }
+        let all = |(partition, count): (Partition, u32)| {
+            (0..count).map(move |bucket| (partition.clone(), bucket))
+        };
+        let buckets = buckets.into_iter().flat_map(all);
         // `MAX` means that an opt-in never expires, and the span excludes it.
         let span = since.unwrap_or(clock)..until.unwrap_or(Timestamp::MAX);
         let filter = OptInFilter { span, unconfirmed_at: pending.then_some(clock) };
         let long_call = Arc::new(connection.long_call());
-        let found = stream::iter(0..buckets).then(move |bucket| {
+        let found = stream::iter(buckets).then(move |(partition, bucket)| {
             let (ledger, filter, connection) = (ledger.clone(), filter.clone(), connection.clone());
             let (long_call, business_id) = (Arc::clone(&long_call), business_id.clone());
             async move {
@@ -167,7 +180,7 @@ impl RecordService {
                     return Err(Status::unavailable(ASK_ELSEWHERE));
                 }
                 let turn = connection.history_turn().await?;
-                let due = expiring_opt_ins::in_bucket(&ledger, bucket, &filter).await;
+                let due = expiring_opt_ins::in_bucket(&ledger, &partition, bucket, &filter).await;
                 let mut due = due.map_err(status::read_error)?;
                 due.retain(|(_, entry)| business_id.is_empty() || entry.business_id == business_id);
                 let due = due.into_iter().map(|(due, by)| convert::due(&due, by));
@@ -187,8 +200,10 @@ struct Export {
     since: Option<Timestamp>,
     /// Whether events about people are left out.
     templates_only: bool,
-    /// The last revision that is exported.
-    end: Revision,
+    /// The last revision of each partition that is exported.
+    ends: Vec<Revision>,
+    /// The ledger's, by which an entry's partition is found.
+    identity: Arc<Identity>,
     /// Where the next page begins; `None` after the last one.
     next: Option<Cursor>,
     /// Charges the cursor.
@@ -215,7 +230,8 @@ impl Export {
         let read = self.service.ledger.events_after(cursor).await;
         let Events { entries, next, by_revision } =
             read.map_err(|error| status::read_error(error.into()))?;
-        self.next = next.filter(|next| !by_revision || next.after < self.end);
+        self.next =
+            next.filter(|next| !by_revision || self.ends.iter().any(|end| next.after < *end));
         let entries = entries.into_iter().filter(|(at, entry)| self.has(at, entry));
         let messages = entries.map(|(at, entry)| convert::exported(at, entry)).collect();
         let page = match turn.charge(messages) {
@@ -235,9 +251,24 @@ impl Export {
         page.map_err(|(_, status)| status)
     }
 
+    /// The last revision that is exported of the partition that an entry is in.
+    fn end_of(&self, entry: &HistoryEntry) -> Revision {
+        let [end] = self.ends[..] else {
+            let Identity { secret, layout, .. } = &*self.identity;
+            let (user, business) = (&entry.user_id, &entry.business_id);
+            // What older versions recorded may still be where their reading of the id has it.
+            let keys = secret.read(user, business).ok().into_iter();
+            let keys = keys.chain(secret.read_formerly(user, business));
+            let places = keys.filter_map(|key| usize::try_from(layout.partition_of(key)).ok());
+            let ends = places.filter_map(|place| self.ends.get(place));
+            return ends.copied().max().unwrap_or_default();
+        };
+        end
+    }
+
     /// Whether an entry is exported.
     fn has(&self, at: &EntryPosition, entry: &HistoryEntry) -> bool {
-        at.revision <= self.end
+        at.revision <= self.end_of(entry)
             && (self.business_id.is_empty() || entry.business_id == self.business_id)
             && self.since.is_none_or(|since| entry.record_time >= since)
             && !(self.templates_only && entry.what.subject() == Subject::Person)

@@ -78,13 +78,16 @@ impl RecordService {
         Refusal::Invalid(found)
     }
 
-    /// Adds the headers that name the ledger and its last revision.
+    /// Adds the headers that name the ledger, by its first partition, and its last revision, which is the sum of those
+    /// of its partitions.
     async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), LedgerError> {
-        let end = history::end_of_log(&self.ledger).await?;
-        if let Ok(id) = format!("{:032x}", u128::from_be_bytes(end.epoch)).parse() {
+        let ends = history::ends_of_logs(&self.ledger).await?;
+        let epoch = ends.first().map(|end| u128::from_be_bytes(end.epoch));
+        if let Some(Ok(id)) = epoch.map(|epoch| format!("{epoch:032x}").parse()) {
             headers.insert(LEDGER_ID, id);
         }
-        headers.insert(REVISION, end.revision.into());
+        let revision = ends.iter().fold(0_u64, |sum, end| sum.saturating_add(end.revision));
+        headers.insert(REVISION, revision.into());
         Ok(())
     }
 

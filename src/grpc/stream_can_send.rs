@@ -123,10 +123,10 @@ impl StreamResponses {
         let service = &self.service;
         let answered = read(bytes, |read| {
             let asked = read.asked.unwrap_or_default();
-            if asked.min_revision <= service.checker.revision() || !service.is_valid(&asked) {
-                Ok(service.respond(read.sequence, &asked))
-            } else {
+            if service.must_wait(&asked) {
                 Err((read.sequence, OwnedCheckRequest::from(&asked)))
+            } else {
+                Ok(service.respond(read.sequence, &asked))
             }
         })?;
         let (sequence, kept) = match answered {
@@ -149,7 +149,7 @@ impl StreamResponses {
         self.waiting.push(Box::pin(async move {
             let _charges = charges;
             let asked = kept.asked();
-            match service.checker.wait_for_revision(asked.min_revision, deadline).await {
+            match service.wait(&asked, deadline).await {
                 Ok(()) => service.respond(sequence, &asked),
                 Err(missed) => {
                     sequenced(sequence, Pb::Error(status::item_revision_timeout(&missed)))

@@ -77,7 +77,7 @@ impl WatchService {
         };
         metrics.watcher_opened();
         // Read after subscribing, so that no change between the two is missed.
-        let position = checker.revision();
+        let position = checker.revisions();
         let watch = WatchStream {
             subscription,
             business_id,
@@ -85,8 +85,8 @@ impl WatchService {
             metrics: Arc::clone(metrics),
             ending: ending.clone(),
             read: VecDeque::new(),
+            next: Some(checkpoint(position.clone())),
             position,
-            next: Some(checkpoint(position)),
             last_checkpoint: Instant::now(),
             pending: None,
         };
@@ -137,8 +137,8 @@ fn change_of(change: &PairChange) -> What {
     }
 }
 
-fn checkpoint(revision: Revision) -> What {
-    What::Checkpoint(Checkpoint { partition_revisions: vec![revision] })
+fn checkpoint(partition_revisions: Vec<Revision>) -> What {
+    What::Checkpoint(Checkpoint { partition_revisions })
 }
 
 /// A checkpoint that is still to be sent. It says up to which revision the watcher knows everything.
@@ -160,8 +160,8 @@ struct WatchStream {
     ending: CancellationToken,
     /// Changes that were read from the feed and not sent yet.
     read: VecDeque<Arc<PairChange>>,
-    /// Every change up to this revision was sent or skipped.
-    position: Revision,
+    /// Every change up to these revisions of the partitions was sent or skipped.
+    position: Vec<Revision>,
     /// A message to be sent before anything else.
     next: Option<What>,
     /// When the last checkpoint was sent, or omitted because the table was not current.
@@ -214,10 +214,13 @@ impl WatchStream {
     fn next_changed(&mut self) -> Option<What> {
         while let Some(change) = self.read.pop_front() {
             // It was applied between subscribing and reading the position, which covers it.
-            if change.revision <= self.position {
-                continue;
+            let place = usize::try_from(change.partition).unwrap_or(usize::MAX);
+            if let Some(position) = self.position.get_mut(place) {
+                if change.revision <= *position {
+                    continue;
+                }
+                *position = change.revision;
             }
-            self.position = change.revision;
             if self.business_id.is_empty() || *self.business_id == *change.business_id {
                 self.pending = Some(PendingCheckpoint::OwnChanges);
                 return Some(change_of(&change));
@@ -230,12 +233,16 @@ impl WatchStream {
     fn checkpoint(&mut self) -> What {
         self.last_checkpoint = Instant::now();
         self.pending = None;
-        checkpoint(self.position)
+        checkpoint(self.position.clone())
     }
 
     fn reset(&mut self, missed: MissedChanges) -> What {
         self.metrics.watch_reset(missed.cause.label());
-        self.position = missed.revision;
+        self.position = match self.position[..] {
+            [_] => vec![missed.revision],
+            // What was changed up to here is in the tables, which the client asks again after the reset.
+            _ => self.checker.revisions(),
+        };
         self.next = Some(self.checkpoint());
         What::Reset(Reset {})
     }

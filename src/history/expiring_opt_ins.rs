@@ -11,7 +11,7 @@ use consentd_core::id::Key;
 use consentd_core::record::HistoryEntry;
 use consentd_core::state::State;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Ledger, LedgerError};
+use consentd_ledger::{Ledger, LedgerError, Partition};
 
 /// Which opt-ins to find.
 #[derive(Clone, Debug)]
@@ -29,18 +29,19 @@ impl OptInFilter {
     }
 }
 
-/// The matching opt-ins of the pairs in one bucket, each with the event that recorded it.
+/// The matching opt-ins of the pairs in one bucket of a partition, each with the event that recorded it.
 ///
 /// # Errors
 ///
 /// [`ReadError`] if the ledger, or the record or the history of a pair, cannot be read.
 pub async fn in_bucket(
     ledger: &Ledger,
+    partition: &Partition,
     bucket: u32,
     filter: &OptInFilter,
 ) -> Result<Vec<(ExpiringOptIn, HistoryEntry)>, ReadError> {
     let mut found = Vec::new();
-    for (key, record) in ledger.bucket_in_turn(bucket).await?.pairs {
+    for (key, record) in partition.bucket_in_turn(bucket).await?.pairs {
         let opt_ins = filter.matching(&record?.state);
         if !opt_ins.is_empty() {
             found.extend(with_events(ledger, key, opt_ins).await?);

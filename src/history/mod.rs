@@ -8,11 +8,16 @@
 pub mod by_user;
 pub mod expiring_opt_ins;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
 use self::by_user::TooManyBusinesses;
 use consentd_core::Violation;
 use consentd_core::id::Key;
 use consentd_core::record::Revision;
 use consentd_ledger::{History, Ledger, LedgerError, Position, UnreadableRecord};
+
+/// How many partitions are asked for their ends at once.
+const MAX_POLLS: usize = 16;
 
 /// Why a ledger could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -75,11 +80,15 @@ async fn was_recorded(ledger: &Ledger, key: Key) -> Result<bool, LedgerError> {
     }))
 }
 
-/// The end of the ledger's log, with the ledger's epoch.
+/// The ends of the logs of a ledger's partitions, in their order.
 ///
 /// # Errors
 ///
 /// [`LedgerError`] if the ledger cannot be read.
-pub async fn end_of_log(ledger: &Ledger) -> Result<Position, LedgerError> {
-    Ok(ledger.read_after(Revision::MAX).await?.end)
+pub async fn ends_of_logs(ledger: &Ledger) -> Result<Vec<Position>, LedgerError> {
+    let partitions = ledger.partitions().await?;
+    let ends = stream::iter(partitions)
+        .map(|partition| async move { partition.read_after(Revision::MAX).await })
+        .buffered(MAX_POLLS);
+    ends.map_ok(|page| page.end).try_collect().await
 }

@@ -1,5 +1,8 @@
 //! Instruments of the follower and of the state of the ledger.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::{RESYNC_CAUSES, SUBSCRIPTION_OUTCOMES, counter, int_gauge, labelled_counters};
@@ -14,11 +17,28 @@ pub(super) struct ReplicationMetrics {
     pub(super) given_back: IntCounter,
     pub(super) erased_again: IntCounter,
     pub(super) remembered: IntGauge,
-    pub(super) durable: IntGauge,
-    pub(super) unfenced: IntGauge,
-    pub(super) lost_keys: IntGauge,
-    pub(super) unannounced: IntCounter,
+    durable: IntGauge,
+    unfenced: IntGauge,
+    lost_keys: IntGauge,
+    unannounced: IntCounter,
     pub(super) subscriptions: IntCounterVec,
+    partitions: Mutex<BTreeMap<u32, PartitionState>>,
+}
+
+/// What is known of one partition of the ledger.
+#[derive(Clone, Copy, Debug)]
+struct PartitionState {
+    durable: bool,
+    unfenced: bool,
+    lost_keys: u64,
+    /// How many appends were not announced so far.
+    unannounced: u64,
+}
+
+impl Default for PartitionState {
+    fn default() -> Self {
+        Self { durable: true, unfenced: false, lost_keys: 0, unannounced: 0 }
+    }
 }
 
 impl ReplicationMetrics {
@@ -98,6 +118,42 @@ impl ReplicationMetrics {
                 "outcome",
                 &SUBSCRIPTION_OUTCOMES,
             )?,
+            partitions: Mutex::default(),
         })
+    }
+
+    pub(super) fn ledger_is(&self, partition: u32, durable: bool, unfenced: bool, lost_keys: u64) {
+        let mut partitions = self.partitions();
+        let known = partitions.entry(partition).or_default();
+        *known = PartitionState { durable, unfenced, lost_keys, ..*known };
+        self.set_ledger(&partitions);
+    }
+
+    pub(super) fn unfollowed(&self, partition: u32) {
+        let mut partitions = self.partitions();
+        if let Some(known) = partitions.get_mut(&partition) {
+            // Its appends stay counted, and go on where the sidecar records there.
+            *known = PartitionState { unannounced: known.unannounced, ..PartitionState::default() };
+        }
+        self.set_ledger(&partitions);
+    }
+
+    pub(super) fn unannounced_so_far(&self, partition: u32, so_far: u64) {
+        let mut partitions = self.partitions();
+        let known = partitions.entry(partition).or_default();
+        self.unannounced.inc_by(so_far.saturating_sub(known.unannounced));
+        known.unannounced = known.unannounced.max(so_far);
+    }
+
+    fn set_ledger(&self, partitions: &BTreeMap<u32, PartitionState>) {
+        let all = || partitions.values();
+        self.durable.set(all().all(|one| one.durable).into());
+        self.unfenced.set(all().any(|one| one.unfenced).into());
+        let lost_keys = all().fold(0_u64, |sum, one| sum.saturating_add(one.lost_keys));
+        self.lost_keys.set(i64::try_from(lost_keys).unwrap_or(i64::MAX));
+    }
+
+    fn partitions(&self) -> MutexGuard<'_, BTreeMap<u32, PartitionState>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,6 +5,8 @@
 //! answered as recorded, and a denial is retained and recorded again in the background, because its
 //! change may be on a branch that a failover abandoned.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +26,8 @@ pub const MAX_FOLLOW: Duration = Duration::from_secs(5);
 /// outcome of all its changes is unknown.
 pub(super) struct AppendTracker<'a> {
     recorder: &'a Recorder,
-    /// The follower's position before the first append.
-    before: Option<FollowerCheckpoint>,
+    /// The followers of the partitions that are appended to, with where each was before the first append there.
+    followed: Mutex<BTreeMap<u32, (FollowerPosition, FollowerCheckpoint)>>,
     /// The number of losses that were detected before the first append. A later loss may be of changes
     /// of this call.
     losses: u64,
@@ -34,11 +36,11 @@ pub(super) struct AppendTracker<'a> {
 
 impl<'a> AppendTracker<'a> {
     pub(super) fn new(recorder: &'a Recorder, retains: bool) -> Self {
-        let before = recorder.follower.as_ref().map(FollowerPosition::now);
         // A log that cannot fork loses nothing.
         let retains = retains && recorder.ledger.can_fail_over();
         let losses = recorder.recent_denials.losses();
-        Self { recorder, before, losses, sent: Mutex::new(SentChanges::new(retains)) }
+        let (followed, sent) = (Mutex::default(), Mutex::new(SentChanges::new(retains)));
+        Self { recorder, followed, losses, sent }
     }
 
     /// Appends changes, and tracks their outcomes.
@@ -48,6 +50,7 @@ impl<'a> AppendTracker<'a> {
         origin: Origin,
     ) -> Result<Vec<Appended>, LedgerError> {
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+        self.note_followers(&changes);
         let first = self.sent().send(&changes, origin);
         let written = match self.recorder.ledger.append_with_receipts(changes).await {
             Ok(written) => written,
@@ -82,20 +85,52 @@ impl<'a> AppendTracker<'a> {
         followed
     }
 
+    /// Notes where the followers are of the partitions that these changes are in.
+    fn note_followers(&self, changes: &[Change]) {
+        // Reading the pairs has made the layout known.
+        let layout = self.recorder.ledger.known_layout().unwrap_or_default();
+        let followers = self.recorder.followers.borrow();
+        let mut followed = self.followed();
+        for change in changes {
+            let partition = layout.partition_of(change.key);
+            if let Entry::Vacant(entry) = followed.entry(partition)
+                && let Some(follower) = followers.get(&partition)
+            {
+                entry.insert((follower.clone(), follower.now()));
+            }
+        }
+    }
+
     async fn follow(&self) -> Result<(), FollowTimeout> {
-        let (Some(follower), Some(before)) = (&self.recorder.follower, self.before) else {
-            return Ok(());
-        };
         let deadline = Instant::now() + MAX_FOLLOW;
         let versions = self.sent().versions();
-        for version in versions {
+        for (partition, version) in versions {
+            let Some((follower, before)) = self.followed().get(&partition).cloned() else {
+                continue;
+            };
             let left = deadline.saturating_duration_since(Instant::now());
-            follower
-                .wait_for(version, before, left)
-                .await
-                .map_err(|_| FollowTimeout(MAX_FOLLOW))?;
+            let followed = tokio::select! {
+                biased;
+                followed = follower.wait_for(version, before, left) => followed,
+                () = self.unfollowed(partition) => Ok(()),
+            };
+            followed.map_err(|_| FollowTimeout(MAX_FOLLOW))?;
         }
         Ok(())
+    }
+
+    /// Waits until a partition is not followed any more: then no table is to have what was recorded there.
+    async fn unfollowed(&self, partition: u32) {
+        let mut followers = self.recorder.followers.clone();
+        let gone =
+            followers.wait_for(|followers| !followers.contains_key(&partition)).await.is_ok();
+        if !gone {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn followed(&self) -> MutexGuard<'_, BTreeMap<u32, (FollowerPosition, FollowerCheckpoint)>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn sent(&self) -> MutexGuard<'_, SentChanges> {

@@ -47,7 +47,7 @@ async fn record_and_erase_that_the_follower_does_not_apply_are_unknown() {
     let erased = recorder.erase("US.one", "acme").await;
     assert!(matches!(erased, Err(Refusal::Unknown(_))), "{erased:?}");
     // Both are durable: once the follower has applied them, repeats succeed and change nothing.
-    let page = ledger.read_after(0).await.unwrap();
+    let page = ledger.partition(0).unwrap().read_after(0).await.unwrap();
     assert_eq!(page.end.revision, 2);
     follower.advance(page.end, |_| None);
     assert!(recorder.record(&submissions).await[0].is_ok());
@@ -58,7 +58,7 @@ async fn record_and_erase_that_the_follower_does_not_apply_are_unknown() {
 async fn record_succeeds_once_the_follower_has_applied_it() {
     let folder = tempfile::tempdir().unwrap();
     let (recorder, ledger, follower) = recorder_with_follower(folder.path());
-    let mut announcements = ledger.listen();
+    let mut announcements = ledger.partition(0).unwrap().listen();
     let goes_along = async {
         while let Ok(Notification::Announcement(announced)) = announcements.recv().await {
             let last = announced.entries.last().unwrap();
@@ -106,7 +106,10 @@ async fn conflict_after_an_unanswered_attempt_retains_the_denial() {
         *tracker.sent() = SentChanges::new(true);
         let first = tracker.sent().send(&[denying("US.one")], Origin::Event);
         let outcome = Appended::Conflict(Ok(StoredRecord::default()));
-        tracker.sent().answered(first, &[AppendReceipt { outcome, head_prefix: 0, maybe_written }]);
+        tracker.sent().answered(
+            first,
+            &[AppendReceipt { outcome, partition: 0, head_prefix: 0, maybe_written }],
+        );
         tracker.finish().await.unwrap();
         assert_eq!(unconfirmed(&recorder), retained);
     }
@@ -121,7 +124,7 @@ async fn loss_detected_before_the_result_replays_the_denial() {
         *tracker.sent() = SentChanges::new(true);
         let appended = tracker.append(vec![denying("US.one")], Origin::Event).await.unwrap();
         assert!(matches!(appended[..], [Appended::Committed(1)]), "{appended:?}");
-        follower.advance(ledger.read_after(0).await.unwrap().end, |_| None);
+        follower.advance(ledger.partition(0).unwrap().read_after(0).await.unwrap().end, |_| None);
         // The replay task notes the loss before this call retains its denial.
         if is_lost {
             recorder.recent_denials.buffer().note_loss();
@@ -220,6 +223,7 @@ fn changes_that_cannot_be_confirmed_do_not_starve_the_others() {
 fn copy_under_a_linked_id_is_kept_only_while_its_outcome_is_unknown() {
     let written = |revision| AppendReceipt {
         outcome: Appended::Committed(revision),
+        partition: 0,
         head_prefix: 0,
         maybe_written: false,
     };

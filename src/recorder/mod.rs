@@ -35,8 +35,10 @@ mod template_lift;
 mod transaction;
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use self::append_tracker::AppendTracker;
 pub use self::append_tracker::MAX_FOLLOW;
@@ -109,6 +111,9 @@ impl From<ReadError> for Refusal {
     }
 }
 
+/// The positions of a process' followers, by the partitions that they follow.
+pub type FollowerPositions = watch::Receiver<BTreeMap<u32, FollowerPosition>>;
+
 /// Records events in one ledger. Clones share all state.
 #[derive(Clone)]
 pub struct Recorder {
@@ -117,8 +122,8 @@ pub struct Recorder {
     keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     recent_denials: RecentDenials,
-    /// The position of this process' own follower, if it has one.
-    follower: Option<FollowerPosition>,
+    /// The positions of this process' own followers, by the partitions that they follow.
+    followers: FollowerPositions,
 }
 
 /// The result of recording one event.
@@ -134,15 +139,23 @@ impl Recorder {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
-        let (recent_denials, follower) = (RecentDenials::default(), None);
-        Self { ledger, names, keywords, metrics, recent_denials, follower }
+        let (recent_denials, followers) =
+            (RecentDenials::default(), watch::channel(BTreeMap::new()).1);
+        Self { ledger, names, keywords, metrics, recent_denials, followers }
     }
 
-    /// The same recorder in a process with a follower of the same ledger. It acknowledges an event
-    /// only after the follower has applied it to the table.
+    /// The same recorder in a process with a follower of the same ledger's one partition: see
+    /// [`with_followers`](Self::with_followers).
     #[must_use]
     pub fn with_follower(self, follower: FollowerPosition) -> Self {
-        Self { follower: Some(follower), ..self }
+        self.with_followers(watch::channel(BTreeMap::from([(0, follower)])).1)
+    }
+
+    /// The same recorder in a process with followers of the same ledger. It acknowledges an event only after they
+    /// have applied it to their tables. What is in a partition that none of them follows is not waited for.
+    #[must_use]
+    pub fn with_followers(self, followers: FollowerPositions) -> Self {
+        Self { followers, ..self }
     }
 
     /// Records events, at most [`MAX_EVENTS`], and returns their results in the same order. Events of

@@ -1,6 +1,8 @@
 //! The changes that one call sent to the ledger, and their outcomes. Pure: the caller does the I/O, so
 //! that the simulation runs the same code.
 
+use std::cmp::Reverse;
+
 use super::replay_denials::Replayable;
 use consentd_ledger::{AppendReceipt, Appended, Change, Version};
 
@@ -22,8 +24,8 @@ pub enum Origin {
 pub struct SentChanges {
     /// Whether denials and erasures are retained at all.
     retains: bool,
-    /// The versions that were written, or that were found to be complete already.
-    versions: Vec<Version>,
+    /// The versions that were written, or that were found to be complete already, with their partitions.
+    versions: Vec<(u32, Version)>,
     retained: Vec<SentReplayable>,
     /// The number of changes that were sent.
     count: u64,
@@ -82,7 +84,7 @@ impl SentChanges {
     fn answered_one(&mut self, change: u64, written: &AppendReceipt) {
         match &written.outcome {
             Appended::Committed(_) => {
-                self.versions.extend(written.version());
+                self.versions.extend(written.version().map(|version| (written.partition, version)));
                 let parts = self.retained.iter_mut().filter(|part| part.change == change);
                 parts.for_each(|part| part.is_written = true);
             }
@@ -104,12 +106,13 @@ impl SentChanges {
         }
     }
 
-    /// The versions that the table must have before the call is answered, the latest first: a
-    /// follower that has applied the latest has applied the others too.
+    /// The versions that the table must have before the call is answered, each with its partition, and of each
+    /// partition the latest first: a follower that has applied the latest has applied the others too.
     #[must_use]
-    pub fn versions(&self) -> Vec<Version> {
+    pub fn versions(&self) -> Vec<(u32, Version)> {
         let mut versions = self.versions.clone();
-        versions.sort_unstable_by_key(|version| std::cmp::Reverse(version.revision));
+        versions
+            .sort_unstable_by_key(|(partition, version)| (*partition, Reverse(version.revision)));
         versions.dedup();
         versions
     }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
+use super::partitions::Divided;
 use super::{Freshness, Pair, PreviousLedgerDenials, Table, UnreadablePair};
 use consentd_core::Violation;
 use consentd_core::businesses::Businesses;
-use consentd_core::id::{BusinessId, Key, KeySecret, UserId};
+use consentd_core::id::{BusinessId, Key, KeySecret, Spread, UserId};
 use consentd_core::scope::Category;
 use consentd_core::standing::Facts;
 use consentd_core::template::TemplateId;
@@ -17,19 +18,31 @@ use consentd_core::template::TemplateId;
 const LOOKUPS_PER_PREFETCH: usize = 64;
 
 /// Derives the keys of pairs, with the secrets and the businesses loaded once.
-pub struct KeyDeriver {
-    secret: Guard<Arc<KeySecret>>,
-    previous: Guard<Option<Arc<PreviousLedgerDenials>>>,
-    businesses: Guard<Arc<Businesses>>,
+pub struct KeyDeriver<'a>(Deriving<'a>);
+
+enum Deriving<'a> {
+    /// By what one table has.
+    Whole {
+        secret: Guard<Arc<KeySecret>>,
+        previous: Guard<Option<Arc<PreviousLedgerDenials>>>,
+        businesses: Guard<Arc<Businesses>>,
+    },
+    /// By what the tables of the pairs' partitions have.
+    Divided(&'a Divided, Guard<Arc<Businesses>>),
 }
 
 /// Derives the keys of the pairs of one business, which the table holds. There is no other way to a key, so
 /// that no question about another business can be answered from its absence.
 #[derive(Clone, Copy)]
 pub struct BusinessKeys<'a> {
-    secret: &'a KeySecret,
-    previous: Option<&'a KeySecret>,
+    secrets: Secrets<'a>,
     business: BusinessId<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Secrets<'a> {
+    Whole { secret: &'a KeySecret, previous: Option<&'a KeySecret> },
+    Divided(&'a Divided),
 }
 
 /// The table does not hold the business, so that nothing is known of its pairs.
@@ -55,37 +68,51 @@ impl BusinessKeys<'_> {
     /// The pair of a user and the business.
     #[must_use]
     pub fn pair(&self, user: &UserId<'_>) -> Pair {
-        self.pair_of(|secret| secret.key(user, self.business))
+        self.pair_of(|| user.spread(), |secret| secret.key(user, self.business))
     }
 
     /// The pair under whose key versions before recorded the user, if they read the id otherwise. What
     /// they recorded counts, too: see [`Table::facts_joined`].
+    #[inline]
     #[must_use]
     pub fn former_pair(&self, user: &UserId<'_>) -> Option<Pair> {
-        let key = self.secret.former_key(user, self.business)?;
-        let previous_key = self.previous.and_then(|secret| secret.former_key(user, self.business));
-        Some(Pair { key, previous_key })
+        let spread = user.former_spread()?;
+        // Which ids have a former reading does not depend on the secret.
+        let key = |secret: &KeySecret| {
+            let former = secret.former_key(user, self.business);
+            former.unwrap_or_else(|| secret.key(user, self.business))
+        };
+        Some(self.pair_of(|| spread, key))
     }
 
     /// The pair of a template and the business, in whose record the template's category is kept.
     #[must_use]
     pub fn template_pair(&self, template: &TemplateId<'_>) -> Pair {
-        self.pair_of(|secret| secret.template_key(template, self.business))
+        self.pair_of(|| Spread::FIRST, |secret| secret.template_key(template, self.business))
     }
 
     /// The pair in whose record it is kept whether WhatsApp restricts the account of the business.
     #[must_use]
     pub fn account_pair(&self) -> Pair {
-        self.pair_of(|secret| secret.account_key(self.business))
+        self.pair_of(|| Spread::FIRST, |secret| secret.account_key(self.business))
     }
 
     #[inline]
-    fn pair_of(&self, key: impl Fn(&KeySecret) -> Key) -> Pair {
-        Pair { key: key(self.secret), previous_key: self.previous.map(&key) }
+    fn pair_of(&self, spread: impl Fn() -> Spread, key: impl Fn(&KeySecret) -> Key) -> Pair {
+        match self.secrets {
+            Secrets::Whole { secret, previous } => {
+                Pair { key: key(secret), previous_key: previous.map(&key) }
+            }
+            Secrets::Divided(divided) => divided.pair(self.business.tag(), spread(), key),
+        }
     }
 }
 
-impl KeyDeriver {
+impl<'k> KeyDeriver<'k> {
+    pub(super) fn divided(divided: &'k Divided) -> Self {
+        Self(Deriving::Divided(divided, divided.held()))
+    }
+
     /// The keys of a business.
     ///
     /// # Errors
@@ -93,11 +120,17 @@ impl KeyDeriver {
     /// [`NotHeld`] if the table does not hold it.
     #[inline]
     pub fn at<'a>(&'a self, business: BusinessId<'a>) -> Result<BusinessKeys<'a>, NotHeld> {
-        if !self.businesses.holds(business) {
+        let (secrets, businesses) = match &self.0 {
+            Deriving::Whole { secret, previous, businesses } => {
+                let previous = previous.as_ref().map(|previous| &previous.secret);
+                (Secrets::Whole { secret, previous }, businesses)
+            }
+            Deriving::Divided(divided, businesses) => (Secrets::Divided(divided), businesses),
+        };
+        if !businesses.holds(business) {
             return Err(NotHeld);
         }
-        let previous = self.previous.as_ref().map(|previous| &previous.secret);
-        Ok(BusinessKeys { secret: &self.secret, previous, business })
+        Ok(BusinessKeys { secrets, business })
     }
 
     /// The pair of two unvalidated ids, and its former pair.
@@ -122,12 +155,19 @@ impl KeyDeriver {
 impl Table {
     /// The current key deriver. It must not be kept: a ledger that replaces this one has other secrets.
     #[must_use]
-    pub fn key_deriver(&self) -> KeyDeriver {
-        KeyDeriver {
+    pub fn key_deriver(&self) -> KeyDeriver<'static> {
+        KeyDeriver(Deriving::Whole {
             secret: self.0.secret.load(),
             previous: self.0.previous_ledger.load(),
             businesses: self.0.businesses.load(),
-        }
+        })
+    }
+
+    /// The pair whose key this makes with the table's secrets.
+    pub(super) fn pair_of(&self, key: impl Fn(&KeySecret) -> Key) -> Pair {
+        let previous = self.0.previous_ledger.load();
+        let previous_key = previous.as_ref().map(|previous| key(&previous.secret));
+        Pair { key: key(&self.0.secret.load()), previous_key }
     }
 
     /// The facts of many pairs, each for the category at its place, and how current all of them are.

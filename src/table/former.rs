@@ -1,6 +1,6 @@
 //! A person who has two keys: the key of the id, and the one that versions before made of its notation.
 
-use super::{Freshness, Pair, PairSummary, Table, UnreadablePair, Validity};
+use super::{Freshness, Pair, PairSummary, Table, UnreadablePair};
 use consentd_core::id::PhoneNumberId;
 use consentd_core::scope::Category;
 use consentd_core::standing::Facts;
@@ -32,17 +32,6 @@ impl Table {
         let (former, later) = self.facts(former, category);
         *facts = facts.and_then(|facts| former.map(|former| facts.joined(former)));
         freshness.and(later.validity)
-    }
-}
-
-impl Freshness {
-    /// The same, or invalid if the table was that at a look-up since.
-    #[must_use]
-    pub fn and(self, later: Validity) -> Self {
-        match later {
-            Validity::Valid => self,
-            validity => Self { validity, ..self },
-        }
     }
 }
 

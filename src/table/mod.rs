@@ -42,8 +42,10 @@ use consentd_os::clock::Moment;
 mod batch;
 mod category;
 mod former;
+mod freshness;
 mod insertion;
 mod packed_entry;
+mod partitions;
 mod previous_ledger;
 mod profiles;
 mod serialize;
@@ -55,46 +57,9 @@ mod tests;
 mod writer;
 
 pub use self::batch::{BusinessKeys, KeyDeriver, NoPair, NotHeld};
+pub use self::freshness::{Freshness, Validity};
+pub use self::partitions::{BatchFreshness, Tables};
 pub use self::serialize::{TableImage, TableImageError};
-
-/// Whether the table's content can be used, whatever its age.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Validity {
-    /// The first load is not complete.
-    Loading,
-    /// The table holds a state that the ledger had.
-    Valid,
-    /// The table is known to be wrong, and is being loaded again.
-    Invalid,
-}
-
-/// How current the table was at a look-up.
-#[derive(Clone, Copy, Debug)]
-pub struct Freshness {
-    /// The validity.
-    pub validity: Validity,
-    /// The moment at which the table last had all that the ledger had.
-    proven: Moment,
-    /// The ledger's clock less this machine's time since boot, in milliseconds.
-    ledger_offset: i64,
-    /// The last applied revision.
-    pub revision: Revision,
-}
-
-impl Freshness {
-    /// How long ago the table was proven to have everything.
-    #[must_use]
-    pub fn staleness(&self, now: Moment) -> Duration {
-        now.since(self.proven)
-    }
-
-    /// The ledger's clock at `now`: its last known reading, plus the time since.
-    #[must_use]
-    pub fn ledger_clock(&self, now: Moment) -> Timestamp {
-        let boot = i64::try_from(now.boot.as_millis()).unwrap_or(i64::MAX);
-        Timestamp::saturating_from_millis(boot.saturating_add(self.ledger_offset))
-    }
-}
 
 /// A pair whose record in the ledger could not be read. Every check of it is denied.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -280,7 +245,7 @@ impl Shared {
                 boot: Duration::from_nanos(self.proven_boot.load(Ordering::Acquire)),
                 wall: Timestamp::saturating_from_millis(self.proven_wall.load(Ordering::Acquire)),
             },
-            ledger_offset: self.ledger_offset.load(Ordering::Acquire),
+            ledger_offsets: [self.ledger_offset.load(Ordering::Acquire); 2],
             revision: self.revision.load(Ordering::Acquire),
         }
     }

@@ -215,6 +215,7 @@ impl Server {
                 secret: key,
                 key_version: KEY_VERSION,
                 has_nameless: false,
+                layout: consentd_core::partition::Layout::SINGLE,
                 buckets,
             }),
             secret,

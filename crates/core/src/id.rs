@@ -79,6 +79,20 @@ impl<'a> UserId<'a> {
         })
     }
 
+    /// The spread of its keys: see [`Layout::partition_at`](super::partition::Layout::partition_at).
+    #[inline]
+    #[must_use]
+    pub fn spread(&self) -> Spread {
+        spread_of(&self.reading)
+    }
+
+    /// The spread of its [former](KeySecret::former_key) keys, if versions before read it otherwise.
+    #[inline]
+    #[must_use]
+    pub fn former_spread(&self) -> Option<Spread> {
+        self.former.as_ref().map(spread_of)
+    }
+
     /// Whether it is a phone number.
     #[must_use]
     pub fn is_phone(&self) -> bool {
@@ -96,6 +110,17 @@ impl<'a> UserId<'a> {
     pub(crate) fn is_scoped_in(&self, country: [u8; 2]) -> bool {
         matches!(self.reading, Reading::Opaque(id)
             if id.as_bytes().strip_prefix(&country).is_some_and(|rest| rest.starts_with(b".")))
+    }
+}
+
+#[inline]
+fn spread_of(user: &Reading<'_>) -> Spread {
+    match user {
+        Reading::Phone(number) => Spread::of_number(number.value(), number.len()),
+        Reading::Opaque(user) => match Subject::of(user) {
+            Subject::Person => Spread::of_opaque(user),
+            Subject::Template | Subject::Account => Spread::FIRST,
+        },
     }
 }
 
@@ -275,19 +300,16 @@ impl KeySecret {
 
     fn key_of_reading(&self, user: &Reading<'_>, business: BusinessId<'_>) -> Key {
         let BusinessId { id, tag } = business;
+        let spread = || spread_of(user);
         match user {
             Reading::Phone(number) => {
                 let len = u8::try_from(number.len()).unwrap_or(u8::MAX);
                 let parts: [&[u8]; 3] =
                     [&[b'p', len], &number.value().to_be_bytes(), id.as_bytes()];
-                self.key_of(tag, || Spread::of_number(number.value(), number.len()), &parts)
+                self.key_of(tag, spread, &parts)
             }
             // Ids hold no control characters, so NUL parts them without doubt.
             Reading::Opaque(user) => {
-                let spread = || match Subject::of(user) {
-                    Subject::Person => Spread::of_opaque(user),
-                    Subject::Template | Subject::Account => Spread::FIRST,
-                };
                 self.key_of(tag, spread, &[b"o", user.as_bytes(), b"\0", id.as_bytes()])
             }
         }

@@ -4,7 +4,7 @@
 //! so that its shards share the work and the failure of one concerns its own pairs alone. The pairs of one
 //! business are spread over a few of them, so that a sidecar for some businesses follows those alone.
 
-use super::id::{BusinessTag, Key};
+use super::id::{BusinessTag, Key, Spread};
 
 /// The most partitions of a ledger: each costs a sidecar that follows it a poll in every period.
 pub const MAX_PARTITIONS: u32 = 1_024;
@@ -80,7 +80,15 @@ impl Layout {
     #[inline]
     #[must_use]
     pub fn partition_of(self, key: Key) -> u32 {
-        self.place(key.tag(), u32::from(key.spread().number()))
+        self.partition_at(key.tag(), key.spread())
+    }
+
+    /// The partition of a business' pair whose key has this spread. The secret that the key is made with need not
+    /// be known.
+    #[inline]
+    #[must_use]
+    pub fn partition_at(self, business: BusinessTag, spread: Spread) -> u32 {
+        self.place(business, u32::from(spread.number()))
     }
 
     /// The partitions that the pairs of a business are in, each once.
@@ -157,6 +165,8 @@ mod tests {
             let other = KeySecret::new(&[8; 16]);
             let other = other.key(&UserId::parse(&user).unwrap(), business);
             prop_assert_eq!(layout.partition_of(other), layout.partition_of(key));
+            let user = UserId::parse(&user).unwrap();
+            prop_assert_eq!(layout.partition_at(business.tag(), user.spread()), layout.partition_of(key));
         }
     }
 }

@@ -38,6 +38,7 @@ fn loaded(clock: i64) -> (Table, Applier, Identity) {
         secret,
         key_version: KEY_VERSION,
         has_nameless: false,
+        layout: consentd_core::partition::Layout::SINGLE,
         buckets: 1,
     };
     let shared = Arc::new(identity.clone());

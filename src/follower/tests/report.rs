@@ -12,8 +12,8 @@ fn every_cause_is_counted_and_a_fork_as_one() {
     let metrics = crate::metrics::Metrics::new(registry.clone()).unwrap();
     let (table, writer) = crate::table::new();
     let bound = Duration::from_secs(5);
-    let mut follower =
-        crate::follower::Follower::new(Ledger::Embedded(ledger), writer, metrics.into(), bound);
+    let partition = Ledger::Embedded(ledger).partition(0).unwrap();
+    let mut follower = crate::follower::Follower::new(partition, writer, metrics.into(), bound);
     let causes = [
         ResyncCause::Start,
         ResyncCause::Epoch,

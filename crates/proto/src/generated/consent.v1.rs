@@ -709,7 +709,7 @@ pub mod watch_consents_response {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatusRequest {}
 /// How current the cache is.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStatusResponse {
     /// What the follower is doing.
     #[prost(enumeration = "get_status_response::Phase", tag = "1")]
@@ -752,6 +752,10 @@ pub struct GetStatusResponse {
     /// How many these are in all; 0 where it holds every business.
     #[prost(uint64, tag = "13")]
     pub business_count: u64,
+    /// The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+    /// the staleness the greatest.
+    #[prost(message, repeated, tag = "14")]
+    pub partitions: ::prost::alloc::vec::Vec<PartitionStatus>,
 }
 /// Nested message and enum types in `GetStatusResponse`.
 pub mod get_status_response {
@@ -806,6 +810,31 @@ pub mod get_status_response {
             }
         }
     }
+}
+/// How current the cache is of one partition of the ledger.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartitionStatus {
+    /// Its number, from 0.
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// What its follower is doing.
+    #[prost(enumeration = "get_status_response::Phase", tag = "2")]
+    pub phase: i32,
+    /// How long ago the cache last proved that it is current there.
+    #[prost(message, optional, tag = "3")]
+    pub staleness: ::core::option::Option<::prost_types::Duration>,
+    /// Its last applied revision.
+    #[prost(uint64, tag = "4")]
+    pub revision: u64,
+    /// How many of its pairs the cache holds.
+    #[prost(uint64, tag = "5")]
+    pub pairs: u64,
+    /// What holds its phase where it is. Empty when live.
+    #[prost(string, tag = "6")]
+    pub cause: ::prost::alloc::string::String,
+    /// Its pairs that are denied because this server remembers what the ledger has lost.
+    #[prost(uint64, tag = "7")]
+    pub remembered_pairs: u64,
 }
 /// Generated client implementations.
 pub mod consent_service_client {
