@@ -21,6 +21,8 @@ mod linked;
 mod on_redis;
 #[path = "ledger/pages.rs"]
 mod pages;
+#[path = "ledger/partitions.rs"]
+mod partitions;
 #[path = "ledger/server.rs"]
 mod server;
 mod servers;
@@ -31,13 +33,16 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use consentd_core::businesses::Businesses;
 use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::Key;
+use consentd_core::partition::Layout;
 use consentd_core::record::{HistoryEntry, Record, Revision};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, Embedded, Ledger, LedgerError, Options, Retention, StoredRecord, Update,
+    Appended, Bucket, BucketReader, Change, DurabilityStatus, Embedded, Ledger, LedgerError,
+    LogHead, Notification, Options, Page, Partition, Retention, Shape, StoredRecord, Update,
 };
 use server::Server;
 use tempfile::TempDir;
@@ -58,11 +63,79 @@ enum Kind {
     Embedded,
     /// A Redis of its own.
     Redis,
-    /// A Cluster of its own, of one node.
+    /// A Cluster of its own, of one node. The ledger has four partitions, and all keys of these tests are in the
+    /// last one.
     Cluster,
 }
 
 const KINDS: [Kind; 3] = [Kind::Embedded, Kind::Redis, Kind::Cluster];
+
+/// A ledger with one partition, and this many buckets.
+fn shape(buckets: u32) -> Shape {
+    Shape { layout: Layout::SINGLE, buckets }
+}
+
+/// The number of partitions of a ledger in a Cluster.
+const PARTITIONS: u32 = 4;
+
+/// The partition that all keys of these tests are in, of a ledger that has several.
+const PARTITION: u32 = PARTITIONS - 1;
+
+/// What these tests read of the partition that their keys are in.
+trait OnePartition {
+    async fn part(&self) -> Result<Partition, LedgerError>;
+
+    /// The same, once the ledger was contacted.
+    fn known_part(&self) -> Partition;
+
+    async fn read_after(&self, revision: Revision) -> Result<Page, LedgerError> {
+        self.part().await?.read_after(revision).await
+    }
+
+    async fn read_after_head(
+        &self,
+        revision: Revision,
+        head: LogHead,
+    ) -> Result<Page, LedgerError> {
+        self.part().await?.read_after_head(revision, head).await
+    }
+
+    async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {
+        self.part().await?.bucket(number).await
+    }
+
+    fn bucket_reader(&self) -> BucketReader {
+        self.known_part().bucket_reader()
+    }
+
+    fn listen(&self) -> tokio::sync::broadcast::Receiver<Notification> {
+        self.known_part().listen()
+    }
+
+    fn durability(&self) -> DurabilityStatus {
+        self.known_part().durability()
+    }
+
+    fn unannounced(&self) -> u64 {
+        self.known_part().unannounced()
+    }
+
+    fn hold(&self, businesses: Businesses) {
+        self.known_part().hold(businesses);
+    }
+}
+
+impl OnePartition for Ledger {
+    async fn part(&self) -> Result<Partition, LedgerError> {
+        let last = self.layout().await?.partitions() - 1;
+        Ok(self.partition(last).unwrap())
+    }
+
+    fn known_part(&self) -> Partition {
+        let layout = self.known_layout().unwrap_or_default();
+        self.partition(layout.partitions() - 1).unwrap()
+    }
+}
 
 /// Where one ledger lives: it can be closed there, and opened again.
 struct Home {
@@ -149,7 +222,7 @@ fn key(number: u64) -> Key {
     let mut bytes = [0; 16];
     // Spread like the hashes that keys are.
     bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    bytes[8..].copy_from_slice(&(number << 40 | u64::from(PARTITION)).to_be_bytes());
     Key::from_bytes(bytes)
 }
 

@@ -2,18 +2,16 @@
 
 #![allow(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 
-use anyhow::bail;
 use clap::Args;
 use indicatif::HumanCount;
 
 use super::ledger_target::{
-    DEFAULT_BUCKETS, check_server, durability_text, name_variable, print_warnings,
+    DEFAULT_BUCKETS, LayoutArgs, check_servers, durability_text, name_variable, print_warnings,
 };
 use super::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
-use consentd_ledger::{
-    Embedded, Ledger, MAX_BUCKETS, NewFile, Retention, ServerInfo, create, plan,
-};
+use consentd_core::partition::Layout;
+use consentd_ledger::{Embedded, Ledger, NewFile, Retention, Shape, Shard, create, plan};
 
 /// The end of the command's help.
 pub(super) const WHEN_CUT: &str = "\
@@ -22,14 +20,13 @@ like a new ledger without opt-outs. If there is a ledger already, nothing is cha
 interrupted is continued.
 
   consentd init --ledger redis://10.0.0.5:6379
+  consentd init --ledger redis+cluster://10.0.0.5:6379,10.0.0.6:6379,10.0.0.7:6379
   consentd serve --ledger redis://10.0.0.5:6379 --record 127.0.0.1:50052";
 
 #[derive(Args, Debug)]
 pub(super) struct InitArgs {
-    /// How many buckets its pairs are distributed over, in Redis: a snapshot reads one at a time,
-    /// and with some million pairs each of 8192 has some hundred [default: 8192]
-    #[arg(long, value_name = "B")]
-    buckets: Option<u32>,
+    #[command(flatten)]
+    layout: LayoutArgs,
     /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -43,10 +40,8 @@ pub(super) struct InitArgs {
 pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
     let address = args.ledger.address().map_err(name_variable)?;
     match &address {
-        LedgerAddress::File(_) if args.buckets.is_some() => {
-            bail!("--buckets: is for a ledger in Redis; a file has as many as it needs")
-        }
         LedgerAddress::File(path) => {
+            args.layout.refuse_for_file()?;
             NewFile::check(path)?;
             if args.dry_run {
                 output::line(&format!("would make {address}"))?;
@@ -54,29 +49,28 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
             }
             let (ledger, _appender) = Embedded::open(path, Retention::default(), 1 << 20)?;
             let identity = Ledger::Embedded(ledger).identity().await?;
-            print(&args, &address, &identity.epoch, identity.buckets, None)?;
+            let shape = Shape { layout: identity.layout, buckets: identity.buckets };
+            print(&args, &address, &identity.epoch, shape, &[])?;
         }
         LedgerAddress::Redis(target) => {
-            let buckets = args.buckets.unwrap_or(DEFAULT_BUCKETS);
-            if !(1..=MAX_BUCKETS).contains(&buckets) {
-                bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {DEFAULT_BUCKETS}");
-            }
+            let shape = args.layout.shape(target, DEFAULT_BUCKETS)?;
             // All checks come first, so that a failed command changes nothing.
-            let (server, warnings) = check_server(target, &address).await?;
-            let plan = plan((**target).clone(), buckets).await?;
+            let (shards, warnings) = check_servers(target, shape.layout, &address).await?;
+            let plan = plan((**target).clone(), shape).await?;
             if args.dry_run {
                 print_warnings(&warnings);
                 output::line(&format!(
-                    "would make a ledger of {} buckets at {address}: {} keys, {} of which are \
+                    "would make a ledger of {}{} buckets at {address}: {} keys, {} of which are \
                      there already, from a run that was cut",
-                    HumanCount(buckets.into()),
+                    partitions_text(shape.layout, &shards),
+                    HumanCount(shape.total_buckets().into()),
                     HumanCount(plan.keys),
                     HumanCount(plan.present),
                 ))?;
                 return Ok(Verdict::Yes);
             }
-            let made = create((**target).clone(), buckets).await?;
-            print(&args, &address, &made.epoch, made.buckets, Some(&server))?;
+            let made = create((**target).clone(), shape).await?;
+            print(&args, &address, &made.epoch, shape, &shards)?;
             if !args.json {
                 print_warnings(&warnings);
             }
@@ -85,23 +79,50 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
     Ok(Verdict::Yes)
 }
 
+/// The partitions, if there are several.
+fn partitions_text(layout: Layout, shards: &[Shard]) -> String {
+    match (layout.partitions(), shards.len()) {
+        (1, _) => String::new(),
+        (partitions, 1) => format!("{partitions} partitions and "),
+        (partitions, servers) => format!("{partitions} partitions on {servers} servers and "),
+    }
+}
+
 fn print(
     args: &InitArgs,
     address: &LedgerAddress,
     epoch: &[u8; 16],
-    buckets: u32,
-    server: Option<&ServerInfo>,
+    shape: Shape,
+    shards: &[Shard],
 ) -> anyhow::Result<()> {
-    let durable = server.map_or("a file, synced before every answer", durability_text);
+    // What the least durable server promises holds for the ledger.
+    let durable = shards.iter().map(|shard| durability_text(&shard.server)).collect::<Vec<_>>();
+    let durable = match &durable[..] {
+        [] => "a file, synced before every answer".to_owned(),
+        [first, others @ ..] if others.iter().all(|other| other == first) => (*first).to_owned(),
+        _ => "differs by server: see consentd ledger status".to_owned(),
+    };
+    let (layout, buckets) = (shape.layout, shape.total_buckets());
     if args.json {
         let made = serde_json::json!({
             "ledger": hex::encode(epoch), "address": address.to_string(), "buckets": buckets,
-            "durable": durable,
+            "partitions": layout.partitions(), "spread": layout.spread(), "durable": durable,
         });
         return output::line(&made.to_string());
     }
     output::line(&format!("made ledger  {}", hex::encode(epoch)))?;
     output::line(&format!("at           {address}"))?;
+    if layout.partitions() > 1 {
+        let servers = match shards.len() {
+            1 => "one server".to_owned(),
+            servers => format!("{servers} servers"),
+        };
+        output::line(&format!(
+            "partitions   {}, on {servers}; each business is in {}",
+            HumanCount(layout.partitions().into()),
+            layout.spread(),
+        ))?;
+    }
     output::line(&format!("buckets      {}", HumanCount(buckets.into())))?;
     output::line(&format!("durable      {durable}"))?;
     output::line(&format!("next         consentd serve --ledger {address}"))

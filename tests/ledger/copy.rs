@@ -31,7 +31,7 @@ async fn place(home: &Home, buckets: u32) -> NewLedger {
     match &home.server {
         None => NewLedger::File(Box::new(NewFile::begin(&home.path()).unwrap())),
         Some(server) => {
-            let begun = NewRedis::begin(server.target(), buckets, false).await;
+            let begun = NewRedis::begin(server.target(), shape(buckets), false).await;
             NewLedger::Redis(Box::new(begun.unwrap()))
         }
     }

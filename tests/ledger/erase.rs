@@ -245,7 +245,7 @@ async fn a_copy_has_what_was_left() {
             let to = match &home.server {
                 None => NewLedger::File(Box::new(NewFile::begin(&home.path()).unwrap())),
                 Some(server) => {
-                    let begun = NewRedis::begin(server.target(), 7, false).await;
+                    let begun = NewRedis::begin(server.target(), shape(7), false).await;
                     NewLedger::Redis(Box::new(begun.unwrap()))
                 }
             };

@@ -307,7 +307,7 @@ async fn lost_fence_and_meta_prove_and_record_nothing() {
     assert!(!exists(&server, META).await);
     // Nor does anybody make a ledger of what is left, or whole hashes of lost ones.
     say(&server, &["DEL", "{consent:0}:b:0"]).await.unwrap();
-    let made = create(server.target(), BUCKETS).await;
+    let made = create(server.target(), shape(BUCKETS)).await;
     assert!(matches!(made, Err(CreateError::Exists)), "{made:?}");
     assert!(!exists(&server, "{consent:0}:b:0").await);
     open.close().await;

@@ -139,8 +139,8 @@ async fn buckets_hold_every_pair_once_as_it_was_at_their_label() {
     for home in homes() {
         let open = home.open(FOREVER);
         let ledger = &open.ledger;
-        let reader = ledger.bucket_reader();
         let empty = ledger.bucket(0).await.unwrap();
+        let reader = ledger.bucket_reader();
         assert!(empty.pairs.is_empty() && empty.label.revision == 0);
         let pairs = u64::try_from(MAX_PAGE).unwrap() + 100;
         append_pairs(ledger, 0..pairs).await;

@@ -425,18 +425,18 @@ async fn a_ledger_is_made_once_and_gone_on_with_where_that_was_cut() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let keys = u64::from(BUCKETS) * 2 + 5;
-    assert_eq!(plan(server.target(), BUCKETS).await.unwrap(), Plan { keys, present: 0 });
-    assert!(matches!(create(server.target(), 0).await, Err(CreateError::Buckets)));
+    assert_eq!(plan(server.target(), shape(BUCKETS)).await.unwrap(), Plan { keys, present: 0 });
+    assert!(matches!(create(server.target(), shape(0)).await, Err(CreateError::Buckets)));
     say(&server, &["HSET", "{consent:0}:b:3", ".", ""]).await.unwrap();
-    assert_eq!(plan(server.target(), BUCKETS).await.unwrap(), Plan { keys, present: 1 });
+    assert_eq!(plan(server.target(), shape(BUCKETS)).await.unwrap(), Plan { keys, present: 1 });
     say(&server, &["HSET", "{consent:0}:b:3", "a pair", "of a ledger"]).await.unwrap();
-    assert!(matches!(plan(server.target(), BUCKETS).await, Err(CreateError::Exists)));
-    assert!(matches!(create(server.target(), BUCKETS).await, Err(CreateError::Exists)));
+    assert!(matches!(plan(server.target(), shape(BUCKETS)).await, Err(CreateError::Exists)));
+    assert!(matches!(create(server.target(), shape(BUCKETS)).await, Err(CreateError::Exists)));
     say(&server, &["HDEL", "{consent:0}:b:3", "a pair"]).await.unwrap();
-    let made = create(server.target(), BUCKETS).await.unwrap();
+    let made = create(server.target(), shape(BUCKETS)).await.unwrap();
     for _ in 0..2 {
-        assert!(matches!(plan(server.target(), BUCKETS).await, Err(CreateError::Exists)));
-        assert!(matches!(create(server.target(), BUCKETS).await, Err(CreateError::Exists)));
+        assert!(matches!(plan(server.target(), shape(BUCKETS)).await, Err(CreateError::Exists)));
+        assert!(matches!(create(server.target(), shape(BUCKETS)).await, Err(CreateError::Exists)));
     }
     let open = open_redis(&server, options());
     let identity = open.ledger.identity().await.unwrap();

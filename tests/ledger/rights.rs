@@ -7,10 +7,10 @@ const READER: [&str; 22] = [
     "on",
     ">p",
     "resetkeys",
-    "%R~{consent:0}:*",
-    "~{consent:0}:fence",
+    "%R~{consent:*}:*",
+    "~{consent:*}:fence",
     "resetchannels",
-    "&{consent:0}:ch",
+    "&{consent:*}:ch",
     "-@all",
     "+ping",
     "+hello",
@@ -30,7 +30,7 @@ const READER: [&str; 22] = [
 
 /// What a recorder needs beyond that.
 const WRITER: [&str; 11] = [
-    "~{consent:0}:*",
+    "~{consent:*}:*",
     "+xrevrange",
     "+hset",
     "+hsetnx",

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use consentd_ledger::{Target, TargetOptions, create};
+use super::{PARTITIONS, shape};
+use consentd_core::partition::Layout;
+use consentd_ledger::{Shape, Target, TargetOptions, create};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -102,7 +104,11 @@ impl Server {
     /// Makes a ledger in it.
     pub(super) fn create(&self) {
         let target = self.target();
-        in_a_runtime(async move { create(target, BUCKETS).await.unwrap() });
+        let shape = match self.port {
+            None => shape(BUCKETS),
+            Some(_) => Shape { layout: Layout::new(PARTITIONS, 1).unwrap(), buckets: BUCKETS },
+        };
+        in_a_runtime(async move { create(target, shape).await.unwrap() });
     }
 
     /// What redis-rs' own client says to it, beside any ledger.

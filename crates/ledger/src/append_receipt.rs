@@ -41,7 +41,7 @@ impl Ledger {
     pub fn reconnect_appends(&self) {
         match self {
             Self::Embedded(_) => {}
-            Self::Redis(ledger) => ledger.single().reconnect_appends(),
+            Self::Redis(ledger) => ledger.reconnect_appends(),
         }
     }
 }

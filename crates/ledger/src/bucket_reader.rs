@@ -25,7 +25,8 @@ impl BucketReader {
     /// there are only so many connections. It has it until it is dropped.
     pub async fn turn(&self) {
         match &self.0 {
-            Kind::Embedded(_) | Kind::Redis(_) => {}
+            Kind::Embedded(_) => {}
+            Kind::Redis(stream) => stream.turn().await,
         }
     }
 

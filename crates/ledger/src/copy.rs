@@ -22,6 +22,7 @@ use super::stored_secret::StoredSecret;
 use super::verify::Progress;
 use super::{Epoch, Ledger, LedgerError, LogEntry, Position, Tail, bucket_of};
 use consentd_core::id::{KEY_VERSION, Key, KeySecret};
+use consentd_core::partition::Layout;
 use consentd_core::record::{Record, Revision};
 use consentd_os::clock;
 
@@ -70,6 +71,12 @@ pub enum CopyError {
          what was recorded before under the same key: stop those who record, and begin anew with --anew"
     )]
     Respelled,
+    /// A pair whose names are gone is to be copied into several partitions.
+    #[error(
+        "the ledger to copy from has pairs that name nobody any more and have keys of an earlier consentd (those \
+         of erased people), so that it is not known which partition they are in: copy it with --partitions 1"
+    )]
+    Nameless,
     /// The source is still being written to.
     #[error(
         "the ledger to copy from is still being written to, so that a copy would lack what comes \
@@ -98,7 +105,9 @@ pub enum CopyError {
 pub struct CopyReport {
     /// The copy's epoch.
     pub epoch: Epoch,
-    /// The number of its buckets.
+    /// How it is divided into partitions.
+    pub layout: Layout,
+    /// The number of buckets of each of its partitions.
     pub buckets: u32,
     /// The number of its pairs.
     pub pairs: u64,
@@ -128,7 +137,7 @@ impl NewLedger {
     ) -> Result<(), CopyError> {
         match self {
             Self::File(file) => file.put(&pairs, &texts).map_err(CopyError::Writing),
-            Self::Redis(redis) => redis.put(&pairs, texts).await,
+            Self::Redis(redis) => redis.put(pairs, texts).await,
         }
     }
 
@@ -136,12 +145,15 @@ impl NewLedger {
         self,
         end: &Position,
         secret: &StoredSecret,
-    ) -> Result<(Epoch, u32), CopyError> {
+    ) -> Result<(Epoch, Layout, u32), CopyError> {
         match self {
-            Self::File(file) => file.finish(end, secret),
+            Self::File(file) => {
+                let (epoch, buckets) = file.finish(end, secret)?;
+                Ok((epoch, Layout::SINGLE, buckets))
+            }
             Self::Redis(redis) => {
                 let made = redis.finish(end, secret).await?;
-                Ok((made.epoch, made.buckets))
+                Ok((made.epoch, made.layout, made.buckets))
             }
         }
     }
@@ -229,7 +241,7 @@ pub async fn copy(
     // The log is not copied, so that any revision continues the partitions that is no earlier than theirs.
     let ends = sources.iter().map(|source| source.cursor);
     let end = ends.max_by_key(|end| end.revision).ok_or(CopyError::NotStill)?;
-    let (epoch, buckets) = to.finish(&end, &secret).await?;
+    let (epoch, layout, buckets) = to.finish(&end, &secret).await?;
     let rekeyed = rekeying.map(|rekeying| rekeying.report());
     let mut late = 0_u64;
     for Source { partition, cursor, .. } in &sources {
@@ -238,6 +250,7 @@ pub async fn copy(
     }
     Ok(CopyReport {
         epoch,
+        layout,
         buckets,
         pairs: pairs.saturating_sub(rekeyed.map_or(0, |report| report.unified)),
         revision: end.revision,

@@ -24,7 +24,7 @@ pub enum UnreadableRecord {
     /// The Redis key of the pair's bucket was deleted or evicted. Whether the pair had a record, and
     /// which, is unknown.
     #[error(
-        "the pair's bucket in Redis, {{consent:0}}:b:{bucket}, is missing or incomplete: it was \
+        "the pair's bucket in Redis, whose key ends in :b:{bucket}, is missing or incomplete: it was \
          deleted or evicted. Its pairs are denied, and nothing is recorded of them, until \
          `consentd ledger repair` has rebuilt it or a backup was restored; maxmemory-policy must \
          be noeviction"
@@ -77,7 +77,8 @@ impl LedgerError {
     /// Whether there is no ledger at the configured place.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        matches!(RedisRejection::of(self), Some(RedisRejection::Missing))
+        let rejection = RedisRejection::of(self);
+        matches!(rejection, Some(RedisRejection::Missing | RedisRejection::MissingPartition { .. }))
     }
 
     /// The same error for a request that may have been executed: a rejection becomes

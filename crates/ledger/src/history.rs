@@ -257,6 +257,8 @@ pub struct Cursor {
     /// The last revision that was read, or the bucket that is read next; which of them depends on the
     /// ledger.
     pub after: u64,
+    /// The number of the partition that is read.
+    pub(super) partition: u32,
     /// The last pair of that bucket that was read.
     pub(super) pair: Option<Key>,
     /// The chains up to there, for a ledger that does not store histories by pair.

@@ -66,9 +66,9 @@ pub use pair::{
 pub use partition::Partition;
 pub use redis::{
     BackgroundTask, CreateError, Created, Durability, Fsync, InvalidTarget, MAX_BUCKETS, NewRedis,
-    NotADurability, Options, Persistence, Plan, Redis, RedisRejection, RepairMode, Repaired,
-    ServerInfo, ServerInfoError, Status, Target, TargetError, TargetOptions, Topology,
-    UnsupportedServer, Warning, create, inspect_server, plan,
+    NotADurability, Options, PartitionStatus, Persistence, Plan, Redis, RedisRejection, RepairMode,
+    Repaired, ServerInfo, ServerInfoError, Shape, Shard, Status, Target, TargetError,
+    TargetOptions, Topology, UnsupportedServer, Warning, create, inspect_servers, plan,
 };
 pub use rekeying::RekeyReport;
 pub use retention_schedule::Retention;
@@ -130,7 +130,7 @@ impl Ledger {
     pub async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
         match self {
             Self::Embedded(ledger) => Ok(ledger.identity()),
-            Self::Redis(ledger) => ledger.single().identity().await,
+            Self::Redis(ledger) => ledger.identity().await,
         }
     }
 
@@ -172,7 +172,7 @@ impl Ledger {
     pub async fn purge(&self, keys: &[Key]) -> Result<(), LedgerError> {
         match self {
             Self::Embedded(_) => Ok(()),
-            Self::Redis(ledger) => ledger.single().purge(keys).await,
+            Self::Redis(ledger) => ledger.purge(keys).await,
         }
     }
 
@@ -184,7 +184,7 @@ impl Ledger {
     pub async fn history(&self, key: Key) -> Result<History, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.history(key).await,
-            Self::Redis(ledger) => ledger.single().history(key).await,
+            Self::Redis(ledger) => ledger.history(key).await,
         }
     }
 
@@ -198,7 +198,7 @@ impl Ledger {
     pub async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.events_after(cursor).await,
-            Self::Redis(ledger) => ledger.single().events_after(cursor).await,
+            Self::Redis(ledger) => ledger.events_after(cursor).await,
         }
     }
 
@@ -206,7 +206,7 @@ impl Ledger {
     pub async fn close(&self) {
         match self {
             Self::Embedded(ledger) => ledger.close().await,
-            Self::Redis(ledger) => ledger.single().close().await,
+            Self::Redis(ledger) => ledger.close().await,
         }
     }
 }

@@ -85,7 +85,7 @@ impl Ledger {
     async fn read_own(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
         match self {
             Self::Embedded(ledger) => ledger.read(keys).await,
-            Self::Redis(ledger) => ledger.single().read(keys).await,
+            Self::Redis(ledger) => ledger.read(keys).await,
         }
     }
 
@@ -95,7 +95,7 @@ impl Ledger {
                 let appended = ledger.append(changes).await?;
                 Ok(appended.into_iter().map(AppendReceipt::unforked).collect())
             }
-            Self::Redis(ledger) => ledger.single().append(changes).await,
+            Self::Redis(ledger) => ledger.append(changes).await,
         }
     }
 }

@@ -57,7 +57,7 @@ impl Ledger {
     pub fn max_log_age(&self) -> Option<Duration> {
         let retention = match self {
             Self::Embedded(ledger) => Some(ledger.retention()),
-            Self::Redis(ledger) => ledger.single().retention(),
+            Self::Redis(ledger) => ledger.retention(),
         };
         retention.map(|retention| retention.max_log_age())
     }

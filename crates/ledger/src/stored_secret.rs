@@ -53,10 +53,9 @@ impl StoredSecret {
     }
 
     /// The constants of a ledger with this secret.
-    pub(super) fn identity(&self, epoch: Epoch, buckets: u32) -> Identity {
+    pub(super) fn identity(&self, epoch: Epoch, layout: Layout, buckets: u32) -> Identity {
         let Self { key_version, has_nameless, secret } = *self;
         let secret = KeySecret::of_version(&secret, key_version);
-        let layout = Layout::SINGLE;
         Identity { epoch, secret, key_version, has_nameless, layout, buckets }
     }
 }

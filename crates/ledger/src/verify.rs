@@ -349,7 +349,7 @@ impl Ledger {
     ) -> Result<Report, LedgerError> {
         match self {
             Self::Embedded(ledger) => verify_file(ledger, depth, report_progress).await,
-            Self::Redis(ledger) => ledger.single().verify(depth, report_progress).await,
+            Self::Redis(ledger) => ledger.verify(depth, report_progress).await,
         }
     }
 }

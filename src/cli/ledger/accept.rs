@@ -5,7 +5,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::{TargetArgs, first_partition, only_redis, with_ledger};
+use super::{TargetArgs, only_redis, with_ledger};
 use crate::cli::{Verdict, output, prompt};
 use consentd_ledger::Ledger;
 
@@ -40,13 +40,17 @@ pub(super) async fn accept(args: AcceptArgs) -> anyhow::Result<Verdict> {
         let instead = "its one follower reads what it holds, and remembers nothing else: there is \
                        nothing to accept";
         let redis = only_redis(ledger, instead)?;
-        let page = first_partition(ledger)?.read_after(u64::MAX).await?;
-        let name = hex::encode(page.end.epoch);
+        let mut pages = Vec::new();
+        for partition in ledger.partitions().await? {
+            pages.push(partition.read_after(u64::MAX).await?);
+        }
+        let name = hex::encode(ledger.identity().await?.epoch);
         if dry_run {
+            let changes: u64 = pages.iter().map(|page| page.end.revision).sum();
+            let accepted = pages.iter().map(|page| page.accepted).max().unwrap_or_default();
             output::line(&format!(
-                "ledger {name} at {address}, revision {}, would be accepted as it is; it was {} \
+                "ledger {name} at {address}, revision {changes}, would be accepted as it is; it was {accepted} \
                  times so far",
-                page.end.revision, page.accepted
             ))?;
             return Ok(Verdict::Yes);
         }

@@ -7,21 +7,23 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{bucket_progress, first_partition, show_progress, verify, with_ledger};
-use crate::cli::ledger_target::{DEFAULT_BUCKETS, check_server, name_variable, print_warnings};
+use super::{bucket_progress, show_progress, verify, with_ledger};
+use crate::cli::ledger_target::{
+    DEFAULT_BUCKETS, LayoutArgs, check_servers, name_variable, print_warnings,
+};
 use crate::cli::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_core::id::KEY_VERSION;
 use consentd_ledger::{
     CopyError, CopyReport, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, RekeyReport,
-    Report, copy as copy_ledger,
+    Report, Shape, copy as copy_ledger,
 };
 use consentd_os::clock;
 
 /// The end of the command's help.
 pub(super) const HOW_TO_MOVE: &str = "\
 Copied are all pairs, their histories, the statements, and the secret of the pairs' keys; revisions
-continue from those of FROM. The copy is a ledger of its own with another id: its followers read it
+continue from those of FROM. The copy may be divided into other partitions than FROM. The copy is a ledger of its own with another id: its followers read it
 completely, and retain their denials. It becomes a ledger at the very end; until then it cannot be
 followed. A ledger in Redis may be written to meanwhile, but not at the end: stop the recorders, or
 wait for a quiet second. A file must not be open in a sidecar.
@@ -31,6 +33,7 @@ notations that are one person become one pair, which denies what any of them den
 
   consentd ledger copy file:consentd.redb redis://10.0.0.5:6379
   consentd ledger copy redis://10.0.0.5:6379/0 redis://10.0.0.5:6379/1 --buckets 65536
+  consentd ledger copy redis://10.0.0.5:6379 redis+cluster://10.0.0.6:6379,10.0.0.7:6379
 
 Then restart sidecars with --ledger TO. Flags such as --ledger-user apply to both FROM and TO;
 if they differ, write user and password into the address.";
@@ -43,10 +46,8 @@ pub(in crate::cli) struct CopyArgs {
     /// Where to copy it to, as for --ledger: there must be no ledger yet
     #[arg(value_name = "TO")]
     to: String,
-    /// How many buckets its pairs are distributed over, in Redis [default: 8192, or as many as FROM
-    /// has]
-    #[arg(long, value_name = "B")]
-    buckets: Option<u32>,
+    #[command(flatten)]
+    layout: LayoutArgs,
     /// Remove an unfinished copy, and begin again
     #[arg(long)]
     anew: bool,
@@ -73,12 +74,12 @@ pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
     let began = clock::boot();
     let mut bar = bucket_progress();
     let copied = with_ledger(&from, async |ledger: &Ledger| {
-        let buckets = args.buckets_for(ledger, &to).await?;
+        let shape = args.shape_for(ledger, &to).await?;
         if args.dry_run {
-            Box::pin(plan(&args, ledger, &to, buckets)).await?;
+            Box::pin(plan(&args, ledger, &to, shape)).await?;
             return Ok(None);
         }
-        let place = Box::pin(place(&args, &to, buckets)).await?;
+        let place = Box::pin(place(&args, &to, shape)).await?;
         let tell = &mut |progress| show_progress(&mut bar, progress);
         Ok(Some(Box::pin(copy_ledger(ledger, place, args.still, tell)).await?))
     })
@@ -107,22 +108,18 @@ fn named(
 }
 
 impl CopyArgs {
-    async fn buckets_for(&self, from: &Ledger, to: &LedgerAddress) -> anyhow::Result<u32> {
-        let own = from.identity().await?.buckets;
-        match (to, self.buckets) {
-            (LedgerAddress::File(_), Some(_)) => {
-                bail!("--buckets: is for a ledger in Redis; a file has as many as it needs")
-            }
-            (LedgerAddress::File(_), None) => Ok(own),
-            (LedgerAddress::Redis(_), None) => Ok(match from {
-                Ledger::Redis(_) => own,
-                Ledger::Embedded(_) => DEFAULT_BUCKETS,
-            }),
-            (LedgerAddress::Redis(_), Some(buckets)) if (1..=MAX_BUCKETS).contains(&buckets) => {
-                Ok(buckets)
-            }
-            _ => bail!("--buckets: must be from 1 to {MAX_BUCKETS}, such as {DEFAULT_BUCKETS}"),
-        }
+    /// The shape of the copy; none for a file.
+    async fn shape_for(&self, from: &Ledger, to: &LedgerAddress) -> anyhow::Result<Option<Shape>> {
+        let LedgerAddress::Redis(target) = to else {
+            self.layout.refuse_for_file()?;
+            return Ok(None);
+        };
+        let own = from.identity().await?;
+        let buckets = match from {
+            Ledger::Redis(_) => own.buckets.saturating_mul(own.layout.partitions()),
+            Ledger::Embedded(_) => DEFAULT_BUCKETS,
+        };
+        self.layout.shape(target, buckets.min(MAX_BUCKETS)).map(Some)
     }
 }
 
@@ -130,38 +127,54 @@ async fn plan(
     args: &CopyArgs,
     from: &Ledger,
     to: &LedgerAddress,
-    buckets: u32,
+    shape: Option<Shape>,
 ) -> anyhow::Result<()> {
-    match to {
-        LedgerAddress::File(path) => NewFile::check(path)?,
-        LedgerAddress::Redis(target) => {
-            let (_, warnings) = check_server(target, to).await?;
-            NewRedis::plan((**target).clone(), buckets, args.anew).await?;
+    let identity = from.identity().await?;
+    let mut buckets = identity.buckets;
+    match (to, shape) {
+        (LedgerAddress::Redis(target), Some(shape)) => {
+            let (_, warnings) = check_servers(target, shape.layout, to).await?;
+            NewRedis::plan((**target).clone(), shape, args.anew).await?;
             print_warnings(&warnings);
+            buckets = shape.total_buckets();
         }
+        (LedgerAddress::File(path), _) => NewFile::check(path)?,
+        (LedgerAddress::Redis(_), None) => {}
     }
-    let page = first_partition(from)?.read_after(u64::MAX).await?;
+    let mut changes = 0;
+    for partition in from.partitions().await? {
+        changes += partition.read_after(u64::MAX).await?.end.revision;
+    }
     output::line(&format!(
-        "would copy ledger {} at {}, revision {}, to {to}, into {} buckets{}",
-        hex::encode(page.end.epoch),
+        "would copy ledger {} at {}, revision {changes}, to {to}, into {}{} buckets{}",
+        hex::encode(identity.epoch),
         from.describe(),
-        page.end.revision,
+        match shape.map(|shape| shape.layout.partitions()) {
+            None | Some(1) => String::new(),
+            Some(partitions) => format!("{partitions} partitions and "),
+        },
         HumanCount(buckets.into()),
-        if page.identity.key_version < KEY_VERSION { ", with the keys of today" } else { "" },
+        if identity.key_version < KEY_VERSION { ", with the keys of today" } else { "" },
     ))
 }
 
-async fn place(args: &CopyArgs, to: &LedgerAddress, buckets: u32) -> anyhow::Result<NewLedger> {
-    Ok(match to {
-        LedgerAddress::File(path) => NewLedger::File(Box::new(NewFile::begin(path)?)),
-        LedgerAddress::Redis(target) => {
-            let (_, warnings) = check_server(target, to).await?;
+async fn place(
+    args: &CopyArgs,
+    to: &LedgerAddress,
+    shape: Option<Shape>,
+) -> anyhow::Result<NewLedger> {
+    Ok(match (to, shape) {
+        (LedgerAddress::Redis(target), Some(shape)) => {
+            let (_, warnings) = check_servers(target, shape.layout, to).await?;
             if !args.json {
                 print_warnings(&warnings);
             }
-            let begun = NewRedis::begin((**target).clone(), buckets, args.anew).await;
+            let begun = NewRedis::begin((**target).clone(), shape, args.anew).await;
             NewLedger::Redis(Box::new(begun.map_err(|error: CopyError| anyhow!("{to}: {error}"))?))
         }
+        (LedgerAddress::File(path), _) => NewLedger::File(Box::new(NewFile::begin(path)?)),
+        // Every copy in Redis has a shape.
+        (LedgerAddress::Redis(_), None) => bail!("{to} has no shape"),
     })
 }
 
@@ -203,7 +216,9 @@ fn print(
     report: &Report,
     elapsed: Duration,
 ) -> anyhow::Result<()> {
-    let CopyReport { epoch, buckets, revision, missing_statements, late, rekeyed, .. } = copied;
+    let CopyReport { epoch, layout, buckets, revision, missing_statements, late, rekeyed, .. } =
+        copied;
+    let buckets = layout.partitions().saturating_mul(*buckets);
     if args.json {
         let rekeyed = rekeyed.map(|report| {
             json!({
@@ -213,6 +228,7 @@ fn print(
         });
         let result = json!({
             "ledger": hex::encode(epoch), "address": to.to_string(), "buckets": buckets,
+            "partitions": layout.partitions(), "spread": layout.spread(),
             "pairs": report.pairs, "revision": revision, "late": late,
             "missingStatements": missing_statements, "rekeyed": rekeyed, "verified": verify::as_json(report, 20),
         });
@@ -220,7 +236,11 @@ fn print(
     }
     output::line(&format!("made ledger  {}", hex::encode(epoch)))?;
     output::line(&format!("at           {to}"))?;
-    output::line(&format!("buckets      {}", HumanCount((*buckets).into())))?;
+    if layout.partitions() > 1 {
+        let (partitions, spread) = (layout.partitions(), layout.spread());
+        output::line(&format!("partitions   {partitions}; each business is in {spread}"))?;
+    }
+    output::line(&format!("buckets      {}", HumanCount(buckets.into())))?;
     output::line(&format!("pairs        {}", HumanCount(report.pairs)))?;
     output::line(&format!("revision     {}", HumanCount(*revision)))?;
     output::line(&format!("took         {:.1} s", elapsed.as_secs_f64()))?;

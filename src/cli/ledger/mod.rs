@@ -11,15 +11,16 @@ mod verify;
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::Verdict;
-use super::ledger_target::{check_server, name_variable};
+use super::ledger_target::{check_servers, name_variable};
 use super::progress_bar::ProgressBar;
 use crate::config::{LedgerAddress, LedgerArgs};
-use consentd_ledger::{Embedded, Ledger, Options, Partition, Progress, Redis, Retention};
+use consentd_core::partition::Layout;
+use consentd_ledger::{Embedded, Ledger, Options, Progress, Redis, Retention};
 use indicatif::HumanCount;
 
 /// The cache of a ledger's file, in bytes.
@@ -103,7 +104,7 @@ pub(super) async fn with_ledger<T>(
             // Without a retention, nothing is removed: that is left to recorders.
             // These commands look no user up.
             let options = Options { retention: None, any_keys: true, ..Options::default() };
-            check_server(target, address).await?;
+            check_servers(target, Layout::SINGLE, address).await?;
             let (ledger, task) = Redis::new((**target).clone(), options);
             let stop = CancellationToken::new();
             let working = async {
@@ -115,11 +116,6 @@ pub(super) async fn with_ledger<T>(
             done
         }
     }
-}
-
-/// The first partition of a ledger.
-pub(super) fn first_partition(ledger: &Ledger) -> anyhow::Result<Partition> {
-    ledger.partition(0).context("the ledger has no partition")
 }
 
 /// The ledger in Redis, or an error that says what to do instead with a file.

@@ -1,21 +1,24 @@
 //! `ledger status`: the state of a ledger, read from the ledger itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{TargetArgs, first_partition, with_ledger};
-use crate::cli::ledger_target::{durability_text, print_warnings};
+use super::{TargetArgs, with_ledger};
+use crate::cli::ledger_target::{check_servers, durability_text, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::LedgerAddress;
 use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION, TAGGED_KEY_VERSION};
+use consentd_core::partition::Layout;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    DiskUsage, Ledger, Page, ServerInfo, Status, UnsupportedServer, Warning, inspect_server,
+    DiskUsage, Identity, Ledger, Page, PartitionStatus, ServerInfo, Shard, Status,
+    UnsupportedServer, inspect_servers,
 };
 
 #[derive(Args, Debug)]
@@ -30,10 +33,10 @@ pub(in crate::cli) struct StatusArgs {
 /// The state of a ledger, as it is printed.
 struct StatusReport {
     address: LedgerAddress,
-    server: Option<ServerInfo>,
-    warnings: Vec<Warning>,
-    page: Page,
-    status: Status,
+    ledger: Arc<Identity>,
+    shards: Vec<Shard>,
+    warnings: Vec<String>,
+    partitions: Vec<PartitionStatus>,
     /// The disk usage, if the ledger is a file.
     space: Option<DiskUsage>,
 }
@@ -41,48 +44,54 @@ struct StatusReport {
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let StatusArgs { dry_run: _, target } = args;
     let address = target.address()?;
-    let (server, warnings) = match &address {
-        LedgerAddress::File(_) => (None, Vec::new()),
-        LedgerAddress::Redis(redis) => {
-            let server = inspect_server((**redis).clone()).await?;
-            match server.verdict(redis.topology(), redis.accepts_unfenced()) {
-                Ok(warnings) => (Some(server), warnings),
+    if let LedgerAddress::Redis(redis) = &address {
+        let shards = inspect_servers((**redis).clone(), Layout::SINGLE).await?;
+        for shard in &shards {
+            match shard.server.verdict(redis.topology(), redis.accepts_unfenced()) {
+                Ok(_) => {}
                 // A report rather than an error: the server was inspected, and whatever its ledger
                 // is like, no sidecar can record there or prove its freshness.
                 Err(unfit @ (UnsupportedServer::Evicting(_) | UnsupportedServer::Unfenced)) => {
-                    return unfit_server(&target, &address, &server, &unfit);
+                    return unfit_server(&target, &address, shard, &unfit);
                 }
                 Err(unfit) => bail!("{address} cannot hold a ledger: {unfit}"),
             }
         }
-    };
-    let (page, status, space) = with_ledger(&address, async |ledger: &Ledger| {
-        let page = match ledger {
-            Ledger::Redis(redis) => first_of(redis.ends().await?)?,
-            Ledger::Embedded(_) => first_partition(ledger)?.read_after(u64::MAX).await?,
-        };
-        let (status, space) = match ledger {
-            Ledger::Redis(redis) => (first_of(redis.status().await?)?, None),
-            Ledger::Embedded(file) => {
-                let (pairs, log_entries, oldest) = file.extent().await?;
-                let status = Status {
-                    log_entries,
-                    oldest,
-                    pairs,
-                    cut_short: false,
-                    takes_appends: true,
-                    lost: Vec::new(),
-                    lost_keys: 0,
-                    has_fence: true,
-                    memory: None,
-                };
-                (status, file.disk_usage().await?)
+    }
+    let (ledger, partitions, space) = with_ledger(&address, async |ledger: &Ledger| match ledger {
+        Ledger::Redis(redis) => {
+            let partitions = redis.status().await?;
+            Ok((ledger.identity().await?, partitions, None))
+        }
+        Ledger::Embedded(file) => {
+            let (pairs, log_entries, oldest) = file.extent().await?;
+            let status = Status {
+                log_entries,
+                oldest,
+                pairs,
+                cut_short: false,
+                takes_appends: true,
+                lost: Vec::new(),
+                lost_keys: 0,
+                has_fence: true,
+                memory: None,
+            };
+            let mut partitions = Vec::new();
+            for partition in ledger.partitions().await? {
+                let page = partition.read_after(u64::MAX).await?;
+                partitions.push(Ok((page, status.clone())));
             }
-        };
-        Ok((page, status, space))
+            Ok((ledger.identity().await?, partitions, file.disk_usage().await?))
+        }
     })
     .await?;
-    let report = StatusReport { address, server, warnings, page, status, space };
+    let (shards, warnings) = match &address {
+        LedgerAddress::File(_) => (Vec::new(), Vec::new()),
+        LedgerAddress::Redis(redis) => check_servers(redis, ledger.layout, &address)
+            .await
+            .unwrap_or_else(|error| (Vec::new(), vec![error.to_string()])),
+    };
+    let report = StatusReport { address, ledger, shards, warnings, partitions, space };
     if target.json {
         output::line(&report.as_json().to_string())?;
     } else {
@@ -91,26 +100,22 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     Ok(if report.is_well() { Verdict::Yes } else { Verdict::No })
 }
 
-fn first_of<T>(of_partitions: Vec<T>) -> anyhow::Result<T> {
-    of_partitions.into_iter().next().context("the ledger has no partition")
-}
-
 /// Reports a server whose configuration rules out a ledger.
 fn unfit_server(
     target: &TargetArgs,
     address: &LedgerAddress,
-    server: &ServerInfo,
+    shard: &Shard,
     unfit: &UnsupportedServer,
 ) -> anyhow::Result<Verdict> {
     if target.json {
         let report = json!({
-            "address": address.to_string(), "server": server_as_json(server, None),
+            "address": address.to_string(), "server": server_as_json(&shard.server, None),
             "unfit": unfit.to_string(), "warnings": [], "well": false,
         });
         output::line(&report.to_string())?;
     } else {
         line("at", &address.to_string())?;
-        print_server(server)?;
+        print_server(&shard.server)?;
         output::line(&format!(
             "this server cannot hold a ledger: {unfit}. Until then nothing is recorded here, and \
              every check is denied as STALE"
@@ -150,47 +155,95 @@ fn line(name: &str, value: &str) -> anyhow::Result<()> {
     output::line(&format!("{name:<10} {value}"))
 }
 
+fn is_well((_, status): &(Page, Status)) -> bool {
+    !status.cut_short && status.takes_appends && status.has_fence && status.lost_keys == 0
+}
+
 impl StatusReport {
     fn is_well(&self) -> bool {
-        let status = &self.status;
-        !status.cut_short && status.takes_appends && status.has_fence && status.lost_keys == 0
+        self.partitions.iter().all(|partition| partition.as_ref().is_ok_and(is_well))
+    }
+
+    /// The partitions that can be read.
+    fn readable(&self) -> impl Iterator<Item = &(Page, Status)> {
+        self.partitions.iter().flatten()
+    }
+
+    /// The sum of a number over the partitions.
+    fn sum(&self, number: impl Fn(&Page, &Status) -> u64) -> u64 {
+        let numbers = self.readable().map(|(page, status)| number(page, status));
+        numbers.fold(0, u64::saturating_add)
+    }
+
+    fn accepted(&self) -> u64 {
+        self.readable().map(|(page, _)| page.accepted).max().unwrap_or_default()
+    }
+
+    fn buckets(&self) -> u32 {
+        self.ledger.buckets.saturating_mul(self.ledger.layout.partitions())
     }
 
     fn as_json(&self) -> serde_json::Value {
-        let Self { address, warnings, page, status, space, .. } = self;
-        let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
-        let server = self.server.as_ref().map(|server| server_as_json(server, status.memory));
-        json!({
-            "ledger": hex::encode(page.end.epoch), "address": address.to_string(),
-            "revision": page.end.revision, "head": hex::encode(page.end.head),
-            "logEntries": status.log_entries,
-            "oldestLogEntry": status.oldest.map(Timestamp::rfc3339_millis),
-            "buckets": page.identity.buckets, "keyVersion": page.identity.key_version,
-            "pairs": status.pairs, "accepted": page.accepted,
-            "cutShort": status.cut_short, "takesAppends": status.takes_appends,
-            "fence": status.has_fence,
-            "lostKeys": status.lost_keys, "lost": status.lost, "server": server,
+        let Self { address, ledger, warnings, partitions, space, .. } = self;
+        let all = |what: fn(&Status) -> bool| self.readable().all(|(_, status)| what(status));
+        let memory = |_: &Shard| self.readable().find_map(|(_, status)| status.memory);
+        let server = self.shards.first().map(|shard| server_as_json(&shard.server, memory(shard)));
+        let oldest = self.readable().filter_map(|(_, status)| status.oldest).min();
+        let mut report = json!({
+            "ledger": hex::encode(ledger.epoch), "address": address.to_string(),
+            "revision": self.sum(|page, _| page.end.revision),
+            "logEntries": self.sum(|_, status| status.log_entries),
+            "oldestLogEntry": oldest.map(Timestamp::rfc3339_millis),
+            "buckets": self.buckets(), "keyVersion": ledger.key_version,
+            "pairs": self.sum(|_, status| status.pairs), "accepted": self.accepted(),
+            "cutShort": !all(|status| !status.cut_short),
+            "takesAppends": all(|status| status.takes_appends),
+            "fence": all(|status| status.has_fence),
+            "lostKeys": self.sum(|_, status| status.lost_keys),
+            "lost": self.readable().flat_map(|(_, status)| &status.lost).collect::<Vec<_>>(),
+            "server": server,
             "fileBytes": space.map(|space| space.file_bytes),
             "fileFreeBytes": space.map(|space| space.free_bytes()),
             "warnings": warnings, "well": self.is_well(),
-        })
+        });
+        if let ([Ok((page, _))], Some(report)) = (&partitions[..], report.as_object_mut()) {
+            report.insert("head".to_owned(), json!(hex::encode(page.end.head)));
+        } else if let Some(report) = report.as_object_mut() {
+            let partitions = partitions.iter().enumerate();
+            let partitions: Vec<_> = partitions.map(|(n, one)| partition_as_json(n, one)).collect();
+            let shards = self.shards.iter().map(|shard| {
+                json!({ "address": shard.address, "partitions": shard.partitions,
+                        "server": server_as_json(&shard.server, None) })
+            });
+            let shards: Vec<_> = shards.collect();
+            report.insert("spread".to_owned(), json!(ledger.layout.spread()));
+            report.insert("partitions".to_owned(), json!(partitions));
+            report.insert("shards".to_owned(), json!(shards));
+        }
+        report
     }
 
     fn print(&self) -> anyhow::Result<()> {
-        let Self { page, status, .. } = self;
-        let age = status.oldest.map(|oldest| page.clock.since(oldest));
-        line("ledger", &hex::encode(page.end.epoch))?;
+        let Self { ledger, partitions, .. } = self;
+        line("ledger", &hex::encode(ledger.epoch))?;
         line("at", &self.address.to_string())?;
-        line("revision", &HumanCount(page.end.revision).to_string())?;
-        line("head", &hex::encode(page.end.head))?;
-        line("log", &log_text(status.log_entries, age))?;
-        line("buckets", &HumanCount(page.identity.buckets.into()).to_string())?;
-        line("pairs", &HumanCount(status.pairs).to_string())?;
-        line("keys", &keys_text(page.identity.key_version))?;
-        line("accepted", &format!("{} times", page.accepted))?;
-        if let Some(server) = &self.server {
-            print_server(server)?;
+        if let [Ok((page, _))] = &partitions[..] {
+            line("revision", &HumanCount(page.end.revision).to_string())?;
+            line("head", &hex::encode(page.end.head))?;
+        } else {
+            let (count, spread) = (ledger.layout.partitions(), ledger.layout.spread());
+            line("partitions", &format!("{count}; each business is in {spread}"))?;
+            let changes = self.sum(|page, _| page.end.revision);
+            line("revision", &format!("{}, of all partitions together", HumanCount(changes)))?;
         }
+        let age = |(page, status): &(Page, Status)| Some(page.clock.since(status.oldest?));
+        let age = self.readable().filter_map(age).max();
+        line("log", &log_text(self.sum(|_, status| status.log_entries), age))?;
+        line("buckets", &HumanCount(self.buckets().into()).to_string())?;
+        line("pairs", &HumanCount(self.sum(|_, status| status.pairs)).to_string())?;
+        line("keys", &keys_text(ledger.key_version))?;
+        line("accepted", &format!("{} times", self.accepted()))?;
+        self.print_servers()?;
         if let Some(space) = &self.space {
             let (file, free) = (ByteSize(space.file_bytes), ByteSize(space.free_bytes()));
             let compact = if space.is_worth_compacting() {
@@ -200,36 +253,95 @@ impl StatusReport {
             };
             line("file", &format!("{file}, of which {free} are free{compact}"))?;
         }
-        if let Some((used, most)) = status.memory {
-            let most = match most {
-                0 => "no limit".to_owned(),
-                most => format!("of {}", ByteSize(most)),
+        let mut problems: Vec<String> = Vec::new();
+        for (number, partition) in partitions.iter().enumerate() {
+            let of = match partitions.len() {
+                1 => String::new(),
+                _ => format!("partition {number}: "),
             };
-            line("memory", &format!("{}, {most}", ByteSize(used)))?;
+            let own = problems_of(partition).into_iter();
+            problems.extend(own.map(|problem| format!("{of}{problem}")));
         }
-        if status.cut_short {
-            let text = "an append was cut short: the next one completes it, and so does consentd \
-                        ledger repair";
-            output::line(text)?;
+        for problem in problems.iter().take(MAX_PROBLEMS) {
+            output::line(problem)?;
         }
-        for key in &status.lost {
-            output::line(&format!("the key {key} was deleted or evicted: it is not used"))?;
-        }
-        if status.lost_keys > 0 {
-            let count = HumanCount(status.lost_keys);
-            output::line(&format!("{count} keys are lost: run consentd ledger repair"))?;
-        }
-        if !status.takes_appends {
-            let text = "nothing can be appended, no opt-out either: Redis refuses the log's next \
-                        entry; mend it with consentd ledger repair";
-            output::line(text)?;
-        }
-        if !status.has_fence {
-            output::line("the fence is missing: put it back with consentd ledger repair")?;
+        if problems.len() > MAX_PROBLEMS {
+            output::line(&format!("and {} more", problems.len() - MAX_PROBLEMS))?;
         }
         print_warnings(&self.warnings);
         Ok(())
     }
+
+    fn print_servers(&self) -> anyhow::Result<()> {
+        let memory = |shard: &Shard| {
+            let first = usize::try_from(*shard.partitions.first()?).ok()?;
+            self.partitions.get(first)?.as_ref().ok()?.1.memory
+        };
+        for shard in &self.shards {
+            if self.ledger.layout.partitions() > 1 {
+                let count = shard.partitions.len();
+                output::line(&format!("{}, which has {count} of the partitions:", shard.address))?;
+            }
+            print_server(&shard.server)?;
+            if let Some((used, most)) = memory(shard) {
+                let most = match most {
+                    0 => "no limit".to_owned(),
+                    most => format!("of {}", ByteSize(most)),
+                };
+                line("memory", &format!("{}, {most}", ByteSize(used)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The most problems that are printed.
+const MAX_PROBLEMS: usize = 24;
+
+fn partition_as_json(number: usize, partition: &PartitionStatus) -> serde_json::Value {
+    match partition {
+        Err(error) => json!({ "partition": number, "error": error.to_string(), "well": false }),
+        Ok(both @ (page, status)) => json!({
+            "partition": number, "epoch": hex::encode(page.end.epoch),
+            "revision": page.end.revision, "head": hex::encode(page.end.head),
+            "logEntries": status.log_entries, "pairs": status.pairs, "accepted": page.accepted,
+            "cutShort": status.cut_short, "takesAppends": status.takes_appends,
+            "fence": status.has_fence, "lostKeys": status.lost_keys, "well": is_well(both),
+        }),
+    }
+}
+
+/// What an operator must do about a partition.
+fn problems_of(partition: &PartitionStatus) -> Vec<String> {
+    let status = match partition {
+        Ok((_, status)) => status,
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut problems = Vec::new();
+    if status.cut_short {
+        problems.push(
+            "an append was cut short: the next one completes it, and so does consentd ledger repair"
+                .to_owned(),
+        );
+    }
+    for key in &status.lost {
+        problems.push(format!("the key {key} was deleted or evicted: it is not used"));
+    }
+    if status.lost_keys > 0 {
+        let count = HumanCount(status.lost_keys);
+        problems.push(format!("{count} keys are lost: run consentd ledger repair"));
+    }
+    if !status.takes_appends {
+        problems.push(
+            "nothing can be appended, no opt-out either: Redis refuses the log's next entry; mend it \
+             with consentd ledger repair"
+                .to_owned(),
+        );
+    }
+    if !status.has_fence {
+        problems.push("the fence is missing: put it back with consentd ledger repair".to_owned());
+    }
+    problems
 }
 
 fn keys_text(version: u32) -> String {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::super::ledger::{first_partition, with_ledger};
+use super::super::ledger::with_ledger;
 use crate::config::LedgerAddress;
 use consentd_core::record::Revision;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Ledger, LogBody, OpenError, Tail};
+use consentd_ledger::{Ledger, LogBody, OpenError, Partition, Tail};
 
 /// The most changes of the log that are read, the latest ones.
 const MAX_CHANGES: u64 = 100_000;
@@ -58,11 +58,25 @@ pub(super) async fn read(address: &LedgerAddress) -> anyhow::Result<Recorded> {
 }
 
 async fn read_log(ledger: &Ledger) -> anyhow::Result<RecentLog> {
-    let end = first_partition(ledger)?.read_after(Revision::MAX).await?.end.revision;
-    let mut after = end.saturating_sub(MAX_CHANGES);
     let mut log = RecentLog::default();
+    let partitions = ledger.partitions().await?;
+    let most = MAX_CHANGES / u64::try_from(partitions.len()).unwrap_or(1).max(1);
+    for partition in partitions {
+        read_partition(&partition, most, &mut log).await?;
+    }
+    Ok(log)
+}
+
+/// Reads the last changes of a partition, at most this many.
+async fn read_partition(
+    partition: &Partition,
+    most: u64,
+    log: &mut RecentLog,
+) -> anyhow::Result<()> {
+    let end = partition.read_after(Revision::MAX).await?.end.revision;
+    let mut after = end.saturating_sub(most);
     while after < end {
-        match first_partition(ledger)?.read_after(after).await?.tail {
+        match partition.read_after(after).await?.tail {
             Tail::Entries(entries) if entries.is_empty() => break,
             Tail::Entries(entries) => {
                 for entry in entries {
@@ -76,7 +90,7 @@ async fn read_log(ledger: &Ledger) -> anyhow::Result<RecentLog> {
             Tail::Trimmed => after = after.saturating_add((end - after).div_ceil(2)),
         }
     }
-    Ok(log)
+    Ok(())
 }
 
 impl RecentLog {

@@ -56,7 +56,7 @@ pub(super) fn history(
 /// Reads a page of the histories of all pairs, in the order of recording.
 pub(super) fn events_after(
     database: &Database,
-    Cursor { after, pair: _, mut chains }: Cursor,
+    Cursor { after, partition: _, pair: _, mut chains }: Cursor,
 ) -> Result<Events, LedgerError> {
     let transaction = database.begin_read().map_err(storage_error)?;
     let table = transaction.open_table(HISTORY).map_err(storage_error)?;
@@ -82,7 +82,7 @@ pub(super) fn events_after(
         }
         chains.put(revision, (number, head));
         if events.entries.len() >= MAX_PAGE || bytes >= MAX_PAGE_BYTES {
-            events.next = Some(Cursor { after: revision, pair: None, chains });
+            events.next = Some(Cursor { after: revision, partition: 0, pair: None, chains });
             break;
         }
     }

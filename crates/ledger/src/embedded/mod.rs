@@ -60,6 +60,7 @@ use super::{
 };
 use crate::history::MAX_READS;
 use consentd_core::id::Key;
+use consentd_core::partition::Layout;
 use consentd_core::record::Revision;
 
 /// The capacity of the append queue; beyond it, appends fail with [`LedgerError::Busy`].
@@ -160,7 +161,7 @@ impl Embedded {
             database: RwLock::new(Some(Arc::new(database))),
             file,
             memtable,
-            identity: Arc::new(meta.secret.identity(meta.epoch, buckets)),
+            identity: Arc::new(meta.secret.identity(meta.epoch, Layout::SINGLE, buckets)),
             describe: format!("file:{}", path.display()),
             retention,
             history_reads: Arc::new(Semaphore::new(MAX_READS)),

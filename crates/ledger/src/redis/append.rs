@@ -99,8 +99,14 @@ impl RedisPartition {
             let failed = |error| AppendReceipt::unforked(Appended::Failed(error));
             appended.push(outcome.unwrap_or_else(failed));
         }
-        // If all changes failed, one error is returned for all; but a change that may have been written
-        // must not get the error of one that certainly was not.
+        Self::one_error(appended)
+    }
+
+    /// If all changes failed, one error is returned for all; but a change that may have been written
+    /// must not get the error of one that certainly was not.
+    pub(super) fn one_error(
+        appended: Vec<AppendReceipt>,
+    ) -> Result<Vec<AppendReceipt>, LedgerError> {
         let failure = |written: &AppendReceipt| match &written.outcome {
             Appended::Failed(error) => Some(error.clone()),
             _ => None,
@@ -174,12 +180,14 @@ fn prepare(key: Key, bucket: u32, update: Update) -> UpdateArgs {
 }
 
 /// How a batch is sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct SendMode {
     /// With the flag that lets Redis execute the script even if its memory is full.
     pub(super) even_full: bool,
     /// With the script's source instead of its digest.
     pub(super) source: bool,
+    /// The command that announces the changes.
+    pub(super) publish: &'static str,
 }
 
 /// The command that appends a batch, and trims the log to `log_entries`.
@@ -210,7 +218,7 @@ pub(super) fn append_command(
     let epoch = items.first().map_or([0; 16], |item| item.epoch);
     command.arg(&epoch[..]).arg(&keyspace.channel).arg(log_entries.to_string());
     command.arg(statements.len()).arg(items.len());
-    command.arg(u8::from(items.iter().any(|item| item.repairs)));
+    command.arg(u8::from(items.iter().any(|item| item.repairs))).arg(mode.publish);
     for (digest, text) in statements {
         command.arg(&digest[..]).arg(text);
     }

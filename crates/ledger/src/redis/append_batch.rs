@@ -12,11 +12,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::append::{Outcome, PendingAppend, SendMode, append_command, decode_outcomes};
 use super::error::{RedisFailure, RedisRejection};
 use super::fsync_check::synced_count;
-use super::keyspace::stored;
+use super::keyspace::{Keyspace, stored};
 use super::pipeline::{response_timeout, send_pipeline};
 use super::roll_forward::roll_forward;
 use super::{Durability, Options, Shared};
@@ -61,13 +62,19 @@ enum NextStep {
     GiveUp,
 }
 
-/// Appends changes of one ledger, and responds to the caller of each.
-pub(super) async fn send_batch(shared: Arc<Shared>, mut pending: Vec<PendingAppend>) {
+/// Appends changes of one ledger, and responds to the caller of each. The permit is for the first attempt, if
+/// there is one.
+pub(super) async fn send_batch(
+    shared: Arc<Shared>,
+    mut pending: Vec<PendingAppend>,
+    mut permit: Option<OwnedSemaphorePermit>,
+) {
     let started = clock::boot();
-    let mut mode = SendMode::default();
+    let publish = Keyspace::publish_command(shared.primary.target().topology());
+    let mut mode = SendMode { even_full: false, source: false, publish };
     let mut attempt = 0;
     while !pending.is_empty() {
-        let failure = match shared.send(&pending, mode).await {
+        let failure = match shared.send(&pending, mode, permit.take()).await {
             Ok(reply) => {
                 // What remains was written before and is confirmed by another write, at once.
                 pending = resolve(&shared, pending, reply);
@@ -226,6 +233,7 @@ impl Shared {
         &self,
         pending: &[PendingAppend],
         mode: SendMode,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Result<BatchReply, RedisFailure> {
         self.ensure_no_eviction()?;
         let log_entries =
@@ -240,8 +248,12 @@ impl Shared {
         let connection = self.writes.connection().await.map_err(RedisFailure::NotSent)?;
         self.ensure_fsync(&connection).await?;
         let timeout = response_timeout(&self.options);
-        let replies =
-            send_pipeline(&self.writes, &connection, &pipeline, commands, timeout).await?;
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            None => connection.write_permit().await,
+        };
+        let sent = (&pipeline, commands);
+        let replies = send_pipeline(&self.writes, &connection, sent, timeout, permit).await?;
         let mut replies = replies.into_iter();
         let malformed = RedisFailure::Rejected(RedisRejection::MalformedReply);
         let appended = replies.next().ok_or(malformed)?;
@@ -305,6 +317,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "{consent:0}:text";
+    const PLAIN: SendMode = SendMode { even_full: false, source: false, publish: "PUBLISH" };
 
     fn step(failure: &RedisFailure, mode: SendMode, remaining: Duration) -> NextStep {
         next_step(failure, mode, TEXT, remaining)
@@ -312,7 +325,7 @@ mod tests {
 
     #[test]
     fn next_step_changes_the_mode_once_and_then_gives_up() {
-        let (plain, time) = (SendMode::default(), Duration::from_secs(1));
+        let (plain, time) = (PLAIN, Duration::from_secs(1));
         let full = RedisFailure::Rejected(RedisRejection::Full);
         assert_eq!(step(&RedisFailure::NoScript, plain, time), NextStep::SendSource);
         let source = SendMode { source: true, ..plain };
@@ -327,7 +340,7 @@ mod tests {
 
     #[test]
     fn next_step_retries_until_the_budget_is_spent() {
-        let (plain, time) = (SendMode::default(), Duration::from_millis(1));
+        let (plain, time) = (PLAIN, Duration::from_millis(1));
         let cut_short = RedisFailure::Rejected(RedisRejection::CutShort);
         let read_only = RedisFailure::Rejected(RedisRejection::ReadOnly);
         let no_reply = RedisFailure::NoReply(Arc::new(RedisRejection::ReadOnly));

@@ -52,6 +52,8 @@ type Request = (u32, oneshot::Sender<(Answer, OwnedSemaphorePermit)>);
 pub(crate) struct BucketStream {
     shared: Arc<Shared>,
     link: Mutex<Link>,
+    /// One of the places of partitions that are loaded at once, since the turn came.
+    turn: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// The connection, if there is one.
@@ -72,11 +74,20 @@ impl RedisPartition {
     /// A reader of many buckets.
     pub(crate) fn bucket_stream(&self) -> BucketStream {
         let link = Mutex::new(Link { open: None, not_before: Instant::now() });
-        BucketStream { shared: Arc::clone(&self.shared), link }
+        BucketStream { shared: Arc::clone(&self.shared), link, turn: Mutex::default() }
     }
 }
 
 impl BucketStream {
+    /// Waits until fewer than the most partitions of the ledger are loaded, and takes one of their places.
+    pub(crate) async fn turn(&self) {
+        let mut turn = self.turn.lock().await;
+        if turn.is_none() {
+            // It is never closed.
+            *turn = Arc::clone(&self.shared.common.loads).acquire_owned().await.ok();
+        }
+    }
+
     /// Reads one bucket. Of its records, what a table does not need is left out: see
     /// [`BucketReader`](crate::BucketReader).
     pub(crate) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {

@@ -73,6 +73,15 @@ pub enum RedisRejection {
          consentd init"
     )]
     Missing,
+    /// This partition of the ledger is missing, and others are there.
+    #[error(
+        "partition {partition} of the ledger is missing where its slot is, for its meta key is: the shard has lost \
+         its data, or the key was deleted or evicted; only a backup brings it back"
+    )]
+    MissingPartition {
+        /// Its number.
+        partition: u32,
+    },
     /// A key of the ledger was deleted or evicted, with everything that it held.
     #[error(
         "the key {key} of the ledger is missing or incomplete in Redis: it was deleted or evicted. \
@@ -86,6 +95,17 @@ pub enum RedisRejection {
     /// The ledger's epoch is not the known one: it was replaced by another ledger.
     #[error("another ledger is in this Redis than a moment ago")]
     Replaced,
+    /// The ledger is divided otherwise than it was when this process first read it.
+    #[error(
+        "the ledger has {found} partitions, and had {known} when this process began to use it: it was replaced \
+         by another ledger; restart this process"
+    )]
+    OtherLayout {
+        /// The known number of partitions.
+        known: u32,
+        /// The number of them now.
+        found: u32,
+    },
     /// The ledger's keys were made by an older reading of user ids.
     #[error(
         "the ledger was made by an earlier consentd, which read user ids otherwise (key version \
@@ -199,8 +219,10 @@ impl RedisRejection {
             Self::Denied { .. } => "denied",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::Missing => "missing",
+            Self::MissingPartition { .. } => "missing_partition",
             Self::LostKey { .. } => "lost_key",
             Self::Replaced => "replaced",
+            Self::OtherLayout { .. } => "other_layout",
             Self::OlderKeys { .. } => "older_keys",
             Self::NewerKeys { .. } => "newer_keys",
             Self::UntaggedKeys { .. } => "untagged_keys",

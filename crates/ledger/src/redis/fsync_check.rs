@@ -89,7 +89,7 @@ impl Shared {
         pipeline: &redis::Pipeline,
     ) -> Result<Vec<Value>, RedisFailure> {
         let timeout = response_timeout(&self.options);
-        send_pipeline(&self.writes, connection, pipeline, 2, timeout).await
+        send_pipeline(&self.writes, connection, (pipeline, 2), timeout, None).await
     }
 
     /// Reads the server's run id and its `appendfsync`.

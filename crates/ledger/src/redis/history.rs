@@ -43,7 +43,7 @@ impl RedisPartition {
         let mut bytes = 0;
         let is_full =
             |events: &Events, bytes| events.entries.len() >= MAX_PAGE || bytes >= MAX_PAGE_BYTES;
-        let Cursor { after, pair: mut last, chains: _ } = cursor;
+        let Cursor { after, pair: mut last, partition: _, chains: _ } = cursor;
         for number in u32::try_from(after).unwrap_or(u32::MAX)..identity.buckets {
             let next = Cursor { after: number.into(), ..Cursor::default() };
             if is_full(&events, bytes) {

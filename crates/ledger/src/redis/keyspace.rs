@@ -2,10 +2,12 @@
 
 use sha1::{Digest as _, Sha1};
 
+use super::server_info::Topology;
 use crate::history::HistoryItem;
 use crate::{LogEntry, LogHead, StoredRecord, UndecodedEntry, UnreadableRecord, Version, codec};
 use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
+use consentd_core::partition::Layout;
 use consentd_core::record::Revision;
 
 /// The version of the keyspace: which keys exist, and what they contain. Records and log entries have
@@ -21,17 +23,45 @@ pub(super) const SENTINEL_FIELD: &[u8] = b".";
 /// so their pairs' records cannot be rebuilt from them. In all other hashes the value is empty.
 pub(super) const INCOMPLETE: &[u8] = b"incomplete";
 
-/// The hash tag that all keys share, so that Redis Cluster keeps them together.
-const TAG: &str = "{consent:0}";
+/// The hash tag of the keys of the first partition, and so of a ledger with one.
+const FIRST_TAG: &str = "consent:0";
 
-/// The slot of all keys in a Redis Cluster, by the hash tag.
-pub(super) const SLOT: u16 = 4_659;
+/// The number of slots of a Redis Cluster.
+const SLOTS: u16 = 16_384;
 
-/// The keys of the ledger.
+/// The slot of a key with this hash tag in a Redis Cluster.
+fn slot_of(tag: &str) -> u16 {
+    /// The checksum that Redis Cluster divides keys by.
+    const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
+    CRC.checksum(tag.as_bytes()) % SLOTS
+}
+
+/// The hash tag of the keys of a partition.
+///
+/// The slots are divided into as many equal parts as there are partitions, and each partition's slot is near the
+/// middle of a part of its own. So the partitions are as even over the shards as the slots are; the slots of
+/// consecutive tags such as `consent:1` would be close together. The first partition's part is the one with the slot
+/// of [`FIRST_TAG`]. The tags are a function of the numbers alone, and never change.
+fn tag_of(partition: u32, layout: Layout) -> String {
+    if partition == 0 {
+        return FIRST_TAG.to_owned();
+    }
+    let width = u32::from(SLOTS) / layout.partitions();
+    let part = (u32::from(slot_of(FIRST_TAG)) / width + partition) % layout.partitions();
+    let middle = part * width + width / 4..part * width + width.div_ceil(4) * 3;
+    let tags = (0_u32..).map(|attempt| format!("consent:{partition}.{attempt}"));
+    let mut tags = tags.filter(|tag| middle.contains(&u32::from(slot_of(tag))));
+    // A slot is found sooner or later: the tags' slots are as good as random.
+    tags.next().unwrap_or_default()
+}
+
+/// The keys of a partition.
 pub(super) struct Keyspace {
     /// The number of the partition.
     pub(super) partition: u32,
-    tag: &'static str,
+    /// The hash tag with its braces, which all keys share, so that a Cluster keeps them together.
+    tag: String,
+    slot: u16,
     pub(super) meta: String,
     pub(super) log: String,
     pub(super) text: String,
@@ -51,16 +81,35 @@ pub(crate) fn holds_statements(key: &str) -> bool {
 }
 
 impl Keyspace {
-    pub(super) fn new() -> Self {
+    /// The keys of the partition with this number in a ledger with this layout.
+    pub(super) fn of(partition: u32, layout: Layout) -> Self {
+        let tag = tag_of(partition, layout);
+        let slot = slot_of(&tag);
+        let tag = format!("{{{tag}}}");
         Self {
-            partition: 0,
-            tag: TAG,
-            meta: format!("{TAG}:meta"),
-            log: format!("{TAG}:log"),
-            text: format!("{TAG}{TEXT}"),
-            fence: format!("{TAG}:fence"),
-            erased: format!("{TAG}:erased"),
-            channel: format!("{TAG}:ch"),
+            partition,
+            meta: format!("{tag}:meta"),
+            log: format!("{tag}:log"),
+            text: format!("{tag}{TEXT}"),
+            fence: format!("{tag}:fence"),
+            erased: format!("{tag}:erased"),
+            channel: format!("{tag}:ch"),
+            tag,
+            slot,
+        }
+    }
+
+    /// The slot of all keys in a Redis Cluster, by the hash tag.
+    pub(super) fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// The command that publishes to the channel: in a Cluster an announcement then costs the shard of its slot
+    /// alone.
+    pub(super) fn publish_command(topology: Topology) -> &'static str {
+        match topology {
+            Topology::Single | Topology::Sentinels => "PUBLISH",
+            Topology::Cluster => "SPUBLISH",
         }
     }
 
@@ -76,7 +125,7 @@ impl Keyspace {
 
     /// The number of the bucket whose hash of pairs or of histories has this key.
     pub(super) fn bucket_number(&self, key: &str) -> Option<u32> {
-        let rest = key.strip_prefix(self.tag)?;
+        let rest = key.strip_prefix(self.tag.as_str())?;
         rest.strip_prefix(":b:").or_else(|| rest.strip_prefix(":h:"))?.parse().ok()
     }
 
@@ -206,6 +255,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn partitions_are_even_over_the_slots_and_stay_where_they_are() {
+        for partitions in [1_u32, 2, 4, 8, 64, 512] {
+            let layout = Layout::new(partitions, 1).unwrap();
+            let keyspaces: Vec<_> = layout.all().map(|one| Keyspace::of(one, layout)).collect();
+            let width = u32::from(SLOTS) / partitions;
+            let parts = keyspaces.iter().map(|one| u32::from(one.slot()) / width);
+            let parts: std::collections::BTreeSet<_> = parts.collect();
+            assert_eq!(parts.len(), partitions as usize, "one in each part");
+            assert_eq!((&*keyspaces[0].meta, keyspaces[0].slot()), ("{consent:0}:meta", 4_659));
+            for shards in [2_u32, 3, 5] {
+                let mut counts = vec![0; shards as usize];
+                for one in &keyspaces {
+                    counts[(u32::from(one.slot()) * shards / u32::from(SLOTS)) as usize] += 1;
+                }
+                let (most, least) = (counts.iter().max().unwrap(), counts.iter().min().unwrap());
+                assert!(most - least <= 1, "{partitions} over {shards}: {counts:?}");
+            }
+        }
+        // Ledgers have these keys: other tags would find no partition of a ledger that exists.
+        let layout = Layout::new(64, 4).unwrap();
+        let tags = [1, 17, 63].map(|one| Keyspace::of(one, layout).tag);
+        assert_eq!(tags, ["{consent:1.167}", "{consent:17.0}", "{consent:63.18}"]);
+    }
 
     proptest! {
         #[test]

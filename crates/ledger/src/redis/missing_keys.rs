@@ -50,10 +50,16 @@ pub(super) struct MissingKeys {
 impl Shared {
     /// Converts a failure, and remembers the missing key if that is its cause.
     pub(super) fn convert_failure(&self, failure: RedisFailure) -> LedgerError {
-        if let RedisFailure::Rejected(RedisRejection::LostKey { key }) = &failure {
-            self.note_missing_key(key);
+        match failure {
+            RedisFailure::Rejected(RedisRejection::Missing) if self.keyspace.partition > 0 => {
+                RedisRejection::MissingPartition { partition: self.keyspace.partition }.into()
+            }
+            RedisFailure::Rejected(RedisRejection::LostKey { key }) => {
+                self.note_missing_key(&key);
+                RedisRejection::LostKey { key }.into()
+            }
+            failure => failure.into(),
         }
-        failure.into()
     }
 
     pub(super) fn note_missing_key(&self, key: &str) {

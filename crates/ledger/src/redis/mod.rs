@@ -1,5 +1,5 @@
-//! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels, or the node of a
-//! Cluster that owns the ledger's slot.
+//! The ledger in Redis or Valkey: one primary, with or without replicas and Sentinels, or the nodes of a
+//! Cluster that own the slots of its partitions.
 //!
 //! The keys and the formats of their values are in `keyspace`; the atomic operations are the scripts in
 //! `scripts/`. Readers use one connection, with replies of bounded size. Writers queue their changes for
@@ -29,27 +29,29 @@ mod server_info;
 mod statement_gc;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use self::admin::{
-    CreateError, Created, MAX_BUCKETS, NewRedis, Plan, RepairMode, Repaired, Status, create,
-    inspect_server, plan,
+    CreateError, Created, MAX_BUCKETS, NewRedis, Plan, RepairMode, Repaired, Shape, Shard, Status,
+    create, inspect_servers, plan,
 };
 use self::append::PendingAppend;
-pub use self::background::BackgroundTask;
+use self::background::{AnnouncementSink, PartitionTask};
 pub(crate) use self::bucket_stream::BucketStream;
-use self::conn::{ConnectionError, ConnectionManager, PrimaryLocator, Timeouts};
+use self::conn::{
+    ConnectionError, ConnectionManager, PrimaryLocator, Purpose, Servers, Subscriptions, Timeouts,
+};
 pub use self::conn::{InvalidTarget, Target, TargetError, TargetOptions};
 use self::error::RedisFailure;
 pub use self::error::RedisRejection;
 use self::keyspace::Keyspace;
 pub(crate) use self::keyspace::holds_statements;
 use self::missing_keys::MissingKeys;
-pub use self::partitions::Redis;
+pub use self::partitions::{BackgroundTask, PartitionStatus, Redis};
 use self::server_check::CheckedServer;
 pub use self::server_info::{
     Fsync, Persistence, ServerInfo, ServerInfoError, Topology, UnsupportedServer, Warning,
@@ -61,9 +63,13 @@ use crate::history::MAX_READS;
 use crate::stored_secret::StoredSecret;
 use consentd_core::businesses::Businesses;
 use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION, TAGGED_KEY_VERSION};
+use consentd_core::partition::Layout;
 
 /// The maximum number of queued changes; further ones are rejected with [`LedgerError::Busy`].
 const MAX_WAITING: usize = 8_192;
+
+/// The least number of announcements that wait for a partition's followers.
+const MIN_ANNOUNCEMENTS: usize = 256;
 
 /// What an append waits for before it is acknowledged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -172,7 +178,9 @@ struct Shared {
     /// The connection for appends.
     writes: ConnectionManager,
     /// Locates the primary for both, and for the subscription.
-    primary: Arc<PrimaryLocator>,
+    primary: PrimaryLocator,
+    /// What all partitions of the ledger share.
+    common: Arc<Common>,
     /// The ledger's identity, as last read.
     identity: RwLock<Option<Arc<Identity>>>,
     /// The durability status, as last read.
@@ -185,49 +193,60 @@ struct Shared {
     fsync_proof: tokio::sync::Mutex<Option<fsync_check::FsyncProof>>,
     /// Bounds the reads of histories that are under way.
     history_reads: tokio::sync::Semaphore,
-    announcements: broadcast::Sender<Notification>,
+    /// Made when the partition is first listened to.
+    announcements: OnceLock<broadcast::Sender<Notification>>,
     /// The businesses of which buckets and log entries are decoded.
     held: RwLock<Businesses>,
     /// The number of appends that the ACL does not permit to announce.
     unannounced: AtomicU64,
     /// Cancelled when the ledger is to be closed.
     closing: CancellationToken,
-    /// Cancelled when the background task has ended.
-    closed: CancellationToken,
+}
+
+/// What all partitions of a ledger share.
+struct Common {
+    servers: Arc<Servers>,
+    options: Options,
+    describe: String,
+    /// How the ledger is divided, once that is known.
+    layout: OnceLock<Layout>,
+    subscriptions: Arc<Subscriptions>,
+    /// Bounds the partitions that are loaded at once.
+    loads: Arc<tokio::sync::Semaphore>,
+    closing: CancellationToken,
 }
 
 impl RedisPartition {
-    /// A handle on the ledger at `target`, and its background task, without which nothing is appended or
-    /// announced. Connects with the first command, or when the task is run.
-    #[must_use]
-    pub(crate) fn new(target: Target, options: Options) -> (Self, BackgroundTask) {
-        let describe = target.describe().to_owned();
-        let primary = Arc::new(PrimaryLocator::new(Arc::new(target)));
-        let timeouts = Timeouts::default();
+    /// A handle on the partition with this number of a ledger with this layout, and its background task, without
+    /// which nothing is appended. Connects with the first command.
+    fn new(common: Arc<Common>, number: u32, layout: Layout) -> (Self, PartitionTask) {
+        let keyspace = Keyspace::of(number, layout);
+        let primary = PrimaryLocator::new(Arc::clone(&common.servers), keyspace.slot());
+        let (options, timeouts) = (common.options, Timeouts::default());
         // A reply that waits for replicas comes later; `send_pipeline` has a timeout of its own.
         let write_timeouts =
             Timeouts { response: pipeline::response_timeout(&options), ..timeouts };
         let (appends, waiting) = mpsc::channel(MAX_WAITING);
         let shared = Arc::new(Shared {
-            keyspace: Keyspace::new(),
+            keyspace,
             options,
-            describe,
-            reads: ConnectionManager::to(Arc::clone(&primary), timeouts),
-            writes: ConnectionManager::to(Arc::clone(&primary), write_timeouts),
+            describe: common.describe.clone(),
+            reads: ConnectionManager::to(primary.clone(), Purpose::Reading, timeouts),
+            writes: ConnectionManager::to(primary.clone(), Purpose::Writing, write_timeouts),
             primary,
+            closing: common.closing.clone(),
+            common,
             identity: RwLock::new(None),
             durability_status: RwLock::default(),
             checked_server: Mutex::default(),
             missing_keys: Mutex::default(),
             fsync_proof: tokio::sync::Mutex::default(),
             history_reads: tokio::sync::Semaphore::new(MAX_READS),
-            announcements: broadcast::Sender::new(MAX_ANNOUNCEMENTS),
+            announcements: OnceLock::new(),
             held: RwLock::default(),
             unannounced: AtomicU64::new(0),
-            closing: CancellationToken::new(),
-            closed: CancellationToken::new(),
         });
-        let task = BackgroundTask::new(Arc::clone(&shared), waiting);
+        let task = PartitionTask::new(Arc::clone(&shared), waiting);
         (Self { shared, appends }, task)
     }
 
@@ -246,22 +265,22 @@ impl RedisPartition {
         self.shared.writes.reconnect();
     }
 
-    pub(super) fn describe(&self) -> &str {
-        &self.shared.describe
-    }
-
     pub(super) fn durability(&self) -> DurabilityStatus {
         let status = self.shared.durability_status.read().unwrap_or_else(PoisonError::into_inner);
         self.shared.status_with_missing_keys(status.clone())
     }
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Notification> {
-        self.shared.announcements.subscribe()
-    }
-
-    pub(super) async fn close(&self) {
-        self.shared.closing.cancel();
-        self.shared.closed.cancelled().await;
+        let shared = &self.shared;
+        let partitions = shared.common.layout.get().map_or(1, |layout| layout.partitions());
+        let capacity = usize::try_from(partitions).map_or(1, |count| MAX_ANNOUNCEMENTS / count);
+        let capacity = capacity.max(MIN_ANNOUNCEMENTS);
+        let announcements = shared.announcements.get_or_init(|| broadcast::Sender::new(capacity));
+        let receiver = announcements.subscribe();
+        let (channel, primary) = (&shared.keyspace.channel, shared.primary.clone());
+        let sink = Arc::new(AnnouncementSink::new(shared));
+        shared.common.subscriptions.add(channel, primary, sink);
+        receiver
     }
 }
 
@@ -298,11 +317,17 @@ impl Shared {
 
     /// Remembers the identity in a reply, and returns the same value for as long as the epoch is the
     /// same.
-    fn remember(&self, epoch: Epoch, secret: &StoredSecret, buckets: u32) -> Arc<Identity> {
+    fn remember(
+        &self,
+        epoch: Epoch,
+        secret: &StoredSecret,
+        layout: Layout,
+        buckets: u32,
+    ) -> Arc<Identity> {
         if let Some(known) = self.known_identity().filter(|known| known.epoch == epoch) {
             return known;
         }
-        let new = Arc::new(secret.identity(epoch, buckets));
+        let new = Arc::new(secret.identity(epoch, layout, buckets));
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&new));
         new
     }

@@ -1,18 +1,47 @@
 //! A ledger in Redis as a whole: its partitions, and which of them a pair is in.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use super::{BackgroundTask, Options, RedisPartition, RepairMode, Repaired, Status, Target};
-use crate::{LedgerError, Page, Progress};
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::background::PartitionTask;
+use super::conn::{Servers, Subscriptions, Timeouts};
+use super::{Common, Options, RedisPartition, RepairMode, Repaired, Status, Target};
+use crate::verify::Report;
+use crate::{
+    AppendReceipt, Appended, Change, Cursor, Depth, Events, History, Identity, LedgerError, Page,
+    Progress, Read, Retention,
+};
+use consentd_core::id::Key;
 use consentd_core::partition::Layout;
+use consentd_core::time::Timestamp;
+
+/// How many partitions are loaded at once: each has a connection of its own meanwhile.
+const MAX_LOADS: usize = 4;
+
+/// How many partitions an operator's command reads at once.
+const PARTITIONS_AT_ONCE: usize = 8;
+
+/// A partition's position and status, or why it cannot be read.
+pub type PartitionStatus = Result<(Page, Status), LedgerError>;
 
 /// A handle on a ledger in Redis; clones share it.
 #[derive(Clone)]
 pub struct Redis(Arc<Partitions>);
 
 struct Partitions {
+    common: Arc<Common>,
     first: RedisPartition,
+    /// The other partitions, each made when it is first needed.
+    others: OnceLock<Box<[OnceLock<RedisPartition>]>>,
+    /// The tasks of new partitions, for the background task.
+    tasks: mpsc::UnboundedSender<PartitionTask>,
+    /// Cancelled when the background task has ended.
+    closed: CancellationToken,
 }
 
 impl fmt::Debug for Redis {
@@ -21,51 +50,276 @@ impl fmt::Debug for Redis {
     }
 }
 
+/// The ledger's background task. Nothing is appended or announced unless it runs.
+pub struct BackgroundTask {
+    common: Arc<Common>,
+    tasks: mpsc::UnboundedReceiver<PartitionTask>,
+    /// Reports the end also if the task is dropped, so that closing does not wait for ever.
+    _ended: DropGuard,
+}
+
+impl BackgroundTask {
+    /// Runs until the ledger is closed or `stop` is cancelled. Changes that are queued by then are still
+    /// appended.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let closing = self.common.closing.clone();
+        let mut running = JoinSet::new();
+        let subscriptions = Arc::clone(&self.common.subscriptions);
+        running.spawn({
+            let closing = closing.clone();
+            async move {
+                let _ = closing.run_until_cancelled(subscriptions.run()).await;
+            }
+        });
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = closing.cancelled() => break,
+                Some(task) = self.tasks.recv() => {
+                    running.spawn(task.run());
+                }
+            }
+        }
+        closing.cancel();
+        self.tasks.close();
+        while let Some(task) = self.tasks.recv().await {
+            running.spawn(task.run());
+        }
+        while running.join_next().await.is_some() {}
+    }
+}
+
 impl Redis {
     /// A handle on the ledger at `target`, and its background task, without which nothing is appended or
-    /// announced. Connects with the first command, or when the task is run.
+    /// announced. Connects with the first command.
     #[must_use]
     pub fn new(target: Target, options: Options) -> (Self, BackgroundTask) {
-        let (first, task) = RedisPartition::new(target, options);
-        (Self(Arc::new(Partitions { first })), task)
+        let describe = target.describe().to_owned();
+        let servers = Servers::new(target);
+        let subscriptions = Subscriptions::new(Arc::clone(&servers), Timeouts::default());
+        let common = Arc::new(Common {
+            servers,
+            options,
+            describe,
+            layout: OnceLock::new(),
+            subscriptions: Arc::new(subscriptions),
+            loads: Arc::new(tokio::sync::Semaphore::new(MAX_LOADS)),
+            closing: CancellationToken::new(),
+        });
+        let (first, task) = RedisPartition::new(Arc::clone(&common), 0, Layout::SINGLE);
+        let (sender, tasks) = mpsc::unbounded_channel();
+        // The receiver is below.
+        let _ = sender.send(task);
+        let closed = CancellationToken::new();
+        let background = BackgroundTask {
+            common: Arc::clone(&common),
+            tasks,
+            _ended: closed.clone().drop_guard(),
+        };
+        let others = OnceLock::new();
+        let partitions = Partitions { common, first, others, tasks: sender, closed };
+        (Self(Arc::new(partitions)), background)
     }
 
     /// The ledger's layout, if it is known.
     pub(crate) fn known_layout(&self) -> Option<Layout> {
-        Some(Layout::SINGLE)
+        self.0.common.layout.get().copied()
     }
 
     /// The partition with this number; `None` while the layout is not known, and for a number that it
     /// does not have. The first partition is always there.
     pub(crate) fn partition(&self, number: u32) -> Option<RedisPartition> {
-        (number == 0).then(|| self.0.first.clone())
+        self.get(number).cloned()
+    }
+
+    fn get(&self, number: u32) -> Option<&RedisPartition> {
+        let Partitions { common, first, others, tasks, .. } = &*self.0;
+        let Some(place) = number.checked_sub(1) else { return Some(first) };
+        let layout = *common.layout.get()?;
+        let others =
+            others.get_or_init(|| (1..layout.partitions()).map(|_| OnceLock::new()).collect());
+        let other = others.get(usize::try_from(place).ok()?)?;
+        Some(other.get_or_init(|| {
+            let (partition, task) = RedisPartition::new(Arc::clone(common), number, layout);
+            // Without the background task, appends fail as closed.
+            let _ = tasks.send(task);
+            partition
+        }))
+    }
+
+    /// All partitions.
+    async fn all(&self) -> Result<Vec<&RedisPartition>, LedgerError> {
+        let layout = self.layout().await?;
+        Ok(layout.all().filter_map(|number| self.get(number)).collect())
+    }
+
+    async fn layout(&self) -> Result<Layout, LedgerError> {
+        match self.known_layout() {
+            Some(layout) => Ok(layout),
+            None => Ok(self.0.first.identity().await?.layout),
+        }
+    }
+
+    /// The partition of a pair.
+    async fn of(&self, key: Key) -> Result<&RedisPartition, LedgerError> {
+        let layout = self.layout().await?;
+        self.get(layout.partition_of(key)).ok_or(LedgerError::Closed)
     }
 
     pub(crate) fn describe(&self) -> &str {
-        self.0.first.describe()
+        &self.0.common.describe
     }
 
-    /// The partition that has the whole ledger.
-    pub(crate) fn single(&self) -> &RedisPartition {
-        &self.0.first
+    pub(crate) async fn identity(&self) -> Result<Arc<Identity>, LedgerError> {
+        self.0.first.identity().await
     }
 
-    /// Each partition's end, by a fenced poll that succeeds even if its log or its fence was lost.
+    pub(crate) fn retention(&self) -> Option<Retention> {
+        self.0.common.options.retention
+    }
+
+    pub(crate) fn reconnect_appends(&self) {
+        for partition in self.made() {
+            partition.reconnect_appends();
+        }
+    }
+
+    /// The partitions that were needed so far.
+    fn made(&self) -> impl Iterator<Item = &RedisPartition> {
+        let others = self.0.others.get().into_iter().flatten().filter_map(OnceLock::get);
+        std::iter::once(&self.0.first).chain(others)
+    }
+
+    pub(crate) async fn close(&self) {
+        self.0.common.closing.cancel();
+        self.0.closed.cancelled().await;
+    }
+
+    /// Reads pairs' records, each in the partition of its place, and the latest of the partitions' clocks.
+    pub(crate) async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
+        let layout = self.layout().await?;
+        if layout.partitions() == 1 {
+            return self.0.first.read(keys).await;
+        }
+        let places = keys.into_iter().map(|key| (layout.partition_of(key), key)).collect();
+        self.read_at(places).await
+    }
+
+    /// Like [`read`](Self::read), with the partition of each key.
+    pub(crate) async fn read_at(&self, keys: Vec<(u32, Key)>) -> Result<Read, LedgerError> {
+        let layout = self.layout().await?;
+        let parts = Parts::of(keys.iter().map(|(partition, _)| *partition));
+        let parts = if parts.0.is_empty() {
+            // Without pairs, the clocks alone are read: all of them, since the caller may write to any.
+            Parts(layout.all().map(|number| (number, Vec::new())).collect())
+        } else {
+            parts
+        };
+        let reads = parts.0.iter().map(|(number, places)| {
+            let keys = places.iter().filter_map(|place| keys.get(*place)).map(|(_, key)| *key);
+            let keys: Vec<_> = keys.collect();
+            async move { self.get(*number).ok_or(LedgerError::Closed)?.read(keys).await }
+        });
+        let reads = futures_util::future::try_join_all(reads).await?;
+        let mut clock = Timestamp::saturating_from_millis(0);
+        let mut pairs: Vec<_> = keys.iter().map(|_| None).collect();
+        for ((_, places), read) in parts.0.iter().zip(reads) {
+            clock = clock.max(read.clock);
+            for (place, pair) in places.iter().zip(read.pairs) {
+                if let Some(slot) = pairs.get_mut(*place) {
+                    *slot = Some(pair);
+                }
+            }
+        }
+        let pairs: Option<Vec<_>> = pairs.into_iter().collect();
+        Ok(Read { clock, pairs: pairs.ok_or(LedgerError::Closed)? })
+    }
+
+    pub(crate) async fn append(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<Vec<AppendReceipt>, LedgerError> {
+        let layout = self.layout().await?;
+        if layout.partitions() == 1 {
+            return self.0.first.append(changes).await;
+        }
+        let parts = Parts::of(changes.iter().map(|change| layout.partition_of(change.key)));
+        let mut changes: Vec<_> = changes.into_iter().map(Some).collect();
+        let count = changes.len();
+        let mut appends = Vec::with_capacity(parts.0.len());
+        for (number, places) in &parts.0 {
+            let own = places.iter().filter_map(|place| changes.get_mut(*place)?.take());
+            let own: Vec<_> = own.collect();
+            let partition = self.get(*number).ok_or(LedgerError::Closed)?;
+            appends.push(async move { partition.append(own).await });
+        }
+        let appended = futures_util::future::join_all(appends).await;
+        let mut receipts: Vec<Option<AppendReceipt>> = (0..count).map(|_| None).collect();
+        for ((number, places), appended) in parts.0.iter().zip(appended) {
+            // An error of a partition's append is the result of each of its changes.
+            let mut appended = match appended {
+                Ok(receipts) => receipts,
+                Err(error) => {
+                    let failed = || AppendReceipt::unforked(Appended::Failed(error.clone()));
+                    places.iter().map(|_| failed()).collect()
+                }
+            };
+            for (place, mut receipt) in places.iter().zip(appended.drain(..)) {
+                receipt.partition = *number;
+                if let Some(slot) = receipts.get_mut(*place) {
+                    *slot = Some(receipt);
+                }
+            }
+        }
+        let receipts: Option<Vec<_>> = receipts.into_iter().collect();
+        RedisPartition::one_error(receipts.ok_or(LedgerError::Closed)?)
+    }
+
+    pub(crate) async fn history(&self, key: Key) -> Result<History, LedgerError> {
+        self.of(key).await?.history(key).await
+    }
+
+    pub(crate) async fn purge(&self, keys: &[Key]) -> Result<(), LedgerError> {
+        for key in keys {
+            self.of(*key).await?.purge(&[*key]).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a page of all recorded events, partition by partition.
+    pub(crate) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
+        let (layout, number) = (self.layout().await?, cursor.partition);
+        let partition = self.get(number).ok_or(LedgerError::Closed)?;
+        let mut events = partition.events_after(cursor).await?;
+        let next = number.saturating_add(1);
+        match &mut events.next {
+            Some(cursor) => cursor.partition = number,
+            None if next < layout.partitions() => {
+                events.next = Some(Cursor { partition: next, ..Cursor::default() });
+            }
+            None => {}
+        }
+        Ok(events)
+    }
+
+    /// Reads each partition's position, by a fenced poll that succeeds even if its log or its fence was lost, and its
+    /// status; an error for a partition that cannot be read.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if a partition cannot be reached.
-    pub async fn ends(&self) -> Result<Vec<Page>, LedgerError> {
-        Ok(vec![self.0.first.ends().await?])
-    }
-
-    /// Reads each partition's status.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError`] if a partition cannot be reached.
-    pub async fn status(&self) -> Result<Vec<Status>, LedgerError> {
-        Ok(vec![self.0.first.status().await?])
+    /// [`LedgerError`] if the first partition cannot be reached, so that nothing is known of the others.
+    pub async fn status(&self) -> Result<Vec<PartitionStatus>, LedgerError> {
+        // It also tells the layout, even if its log or its fence was lost.
+        let end = self.0.first.ends().await?;
+        let mut all = vec![self.0.first.status().await.map(|status| (end, status))];
+        let others = self.all().await?.into_iter().skip(1);
+        let others =
+            others.map(|other| async move { Ok((other.ends().await?, other.status().await?)) });
+        let mut others = futures_util::stream::iter(others).buffered(PARTITIONS_AT_ONCE);
+        while let Some(other) = others.next().await {
+            all.push(other);
+        }
+        Ok(all)
     }
 
     /// Accepts the ledger as it is, so that followers drop their retained denials. Returns how often it has
@@ -73,9 +327,30 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if the ledger cannot be reached or rejects the command.
+    /// [`LedgerError`] if a partition cannot be reached or rejects the command. Those before it are accepted then.
     pub async fn accept(&self) -> Result<u64, LedgerError> {
-        self.0.first.accept().await
+        let mut accepted = 0;
+        for partition in self.all().await? {
+            accepted = partition.accept().await?.max(accepted);
+        }
+        Ok(accepted)
+    }
+
+    pub(crate) async fn verify(
+        &self,
+        depth: Depth,
+        report_progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Report, LedgerError> {
+        let mut report = Report::default();
+        let all = self.all().await?;
+        let mut total = TotalProgress::new(all.len());
+        for partition in all {
+            let tell = &mut |part| report_progress(total.of(part));
+            let verified = partition.verify(depth, tell).await?;
+            report.merge(verified);
+            total.next();
+        }
+        Ok(report)
     }
 
     /// Repairs what can be repaired, while recorders go on; with `dry_run` only returns what it would do. The
@@ -90,15 +365,71 @@ impl Redis {
         dry_run: bool,
         report_progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Repaired, LedgerError> {
-        self.0.first.repair(mode, dry_run, report_progress).await
+        let mut repaired = Repaired::default();
+        let all = self.all().await?;
+        let mut total = TotalProgress::new(all.len());
+        for partition in all {
+            let tell = &mut |part| report_progress(total.of(part));
+            let part = partition.repair(mode, dry_run, tell).await?;
+            repaired.done.extend(part.done);
+            repaired.left.merge(part.left);
+            total.next();
+        }
+        Ok(repaired)
     }
 
     /// Checks once that the server is supported, and has a ledger.
     ///
     /// # Errors
     ///
-    /// As [`RedisPartition::probe`].
+    /// [`LedgerError::Refused`] with [`UnsupportedServer`](super::UnsupportedServer) if its configuration rules it
+    /// out, or with [`RedisRejection::Missing`](super::RedisRejection::Missing) if it has no ledger; [`LedgerError::Unreachable`] if it cannot be
+    /// reached.
     pub async fn probe(&self) -> Result<(), LedgerError> {
         self.0.first.probe().await
+    }
+}
+
+/// The places of a caller's items, by partition.
+struct Parts(Vec<(u32, Vec<usize>)>);
+
+impl Parts {
+    fn of(partitions: impl Iterator<Item = u32>) -> Self {
+        let mut parts: Vec<(u32, Vec<usize>)> = Vec::new();
+        for (place, number) in partitions.enumerate() {
+            match parts.iter_mut().find(|(known, _)| *known == number) {
+                Some((_, places)) => places.push(place),
+                None => parts.push((number, vec![place])),
+            }
+        }
+        Self(parts)
+    }
+}
+
+/// The progress over all partitions, which have as many buckets each.
+struct TotalProgress {
+    partitions: u32,
+    done: u32,
+    /// The pairs of the partitions that are done, and of the present one.
+    pairs: (u64, u64),
+}
+
+impl TotalProgress {
+    fn new(partitions: usize) -> Self {
+        Self { partitions: u32::try_from(partitions).unwrap_or(u32::MAX), done: 0, pairs: (0, 0) }
+    }
+
+    fn of(&mut self, part: Progress) -> Progress {
+        self.pairs.1 = part.pairs;
+        Progress {
+            done: self.done.saturating_mul(part.of).saturating_add(part.done),
+            of: self.partitions.saturating_mul(part.of),
+            pairs: self.pairs.0.saturating_add(part.pairs),
+        }
+    }
+
+    fn next(&mut self) {
+        self.done = self.done.saturating_add(1);
+        self.pairs = (self.pairs.0.saturating_add(self.pairs.1), 0);
     }
 }

@@ -4,21 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::conn::{Connection, ConnectionManager};
+use super::conn::{Connection, ConnectionManager, MAX_WRITES};
 use super::error::{RedisFailure, ResponseTimeout};
-use super::scripts::{RESPONSE_TIMEOUT, is_unusable};
+use super::scripts::{RESPONSE_TIMEOUT, leave_if_unusable};
 use super::{Durability, Options};
 use crate::LedgerError;
-
-/// How many batches of changes are in flight at once. Changes that wait meanwhile share the next batches,
-/// so that slower replies make larger batches.
-pub(super) const MAX_BATCHES_IN_FLIGHT: usize = 4;
 
 /// The timeout of a reply to a pipelined write, including its confirmation.
 pub(super) fn response_timeout(options: &Options) -> Duration {
     // The batches in flight before it are executed and confirmed first.
-    let confirmations = u32::try_from(MAX_BATCHES_IN_FLIGHT).unwrap_or(u32::MAX);
+    let confirmations = u32::try_from(MAX_WRITES).unwrap_or(u32::MAX);
     match options.durability {
         Durability::Ledger => RESPONSE_TIMEOUT,
         _ => RESPONSE_TIMEOUT.saturating_add(options.confirm_within.saturating_mul(confirmations)),
@@ -27,13 +24,13 @@ pub(super) fn response_timeout(options: &Options) -> Duration {
 
 /// Sends `count` commands together on a connection, and returns their replies once a majority of those that
 /// name the primary, asked afterwards, names the server that sent them. Otherwise the outcome is unknown. An
-/// unusable connection is discarded.
+/// unusable connection is discarded. The permit is given back once the replies have come.
 pub(super) async fn send_pipeline(
     connections: &ConnectionManager,
     connection: &Connection,
-    pipeline: &redis::Pipeline,
-    count: usize,
+    (pipeline, count): (&redis::Pipeline, usize),
     timeout: Duration,
+    permit: Option<OwnedSemaphorePermit>,
 ) -> Result<Vec<Value>, RedisFailure> {
     let mut redis = connection.redis.clone();
     let sent = redis.send_packed_commands(pipeline, 0, count);
@@ -41,10 +38,11 @@ pub(super) async fn send_pipeline(
         Err(_) => Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(timeout)))),
         Ok(result) => result.map_err(RedisFailure::of_client),
     };
-    let is_demoted = result.iter().flatten().any(is_elsewhere);
-    if is_demoted || is_unusable(&result) {
-        connections.discard(connection);
+    drop(permit);
+    if result.iter().flatten().any(is_elsewhere) {
+        connections.elsewhere(connection);
     }
+    leave_if_unusable(connections, connection, &result);
     match result {
         Ok(replies) => confirm_primary(connections, connection, replies).await,
         Err(RedisFailure::NoReply(error)) => {

@@ -16,6 +16,7 @@ use crate::{
 };
 use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
+use consentd_core::partition::Layout;
 use consentd_core::record::{Record, Revision};
 use consentd_core::time::Timestamp;
 
@@ -100,7 +101,7 @@ impl RedisPartition {
     /// # Errors
     ///
     /// [`LedgerError`] if the ledger cannot be reached or rejects the command.
-    pub async fn accept(&self) -> Result<u64, LedgerError> {
+    pub(crate) async fn accept(&self) -> Result<u64, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let failed = |failure| shared.convert_failure_for(identity.epoch, failure);
@@ -237,6 +238,23 @@ impl Shared {
         ask_on(&self.reads, connection, &command).await.map(|_| ())
     }
 
+    /// The layout that the ledger states, with the number of this partition. It is the same for as long as this
+    /// process runs: a ledger that is divided otherwise has its pairs in other partitions.
+    fn layout(&self, partitions: u64, spread: u64, partition: u64) -> Result<Layout, RedisFailure> {
+        let malformed = RedisFailure::Rejected(RedisRejection::MalformedReply);
+        let numbers = (u32::try_from(partitions), u32::try_from(spread));
+        let (Ok(partitions), Ok(spread)) = numbers else { return Err(malformed) };
+        let layout = Layout::new(partitions, spread).map_err(|_| malformed)?;
+        let known = *self.common.layout.get_or_init(|| layout);
+        if known != layout || u64::from(self.keyspace.partition) != partition {
+            return Err(RedisFailure::Rejected(RedisRejection::OtherLayout {
+                known: known.partitions(),
+                found: partitions,
+            }));
+        }
+        Ok(layout)
+    }
+
     /// The fenced poll, with the missing key of the log or the fence; empty if neither is missing.
     pub(super) async fn fenced_poll(
         &self,
@@ -275,12 +293,13 @@ impl Shared {
         let accepted = answer.number()?;
         let clock = clock(&mut answer)?;
         let lost = answer.bytes()?;
+        let layout = self.layout(answer.number()?, answer.number()?, answer.number()?)?;
         let tail = if after >= end.revision {
             Tail::Entries(Vec::new())
         } else {
             entries_after(businesses, after, head, &mut answer)?
         };
-        let identity = self.remember(epoch, &secret, buckets);
+        let identity = self.remember(epoch, &secret, layout, buckets);
         Ok((Page { identity, end, accepted, clock, tail }, lost))
     }
 }

@@ -46,7 +46,9 @@ pub(super) async fn roll_forward(
     let max_entries = MAX_BEHIND.to_string();
     let numbers: Vec<_> = buckets.iter().map(u32::to_string).collect();
     let is_repair: &[u8] = if is_repair { b"1" } else { b"0" };
-    let mut args = vec![&epoch[..], keyspace.channel.as_bytes(), max_entries.as_bytes(), is_repair];
+    let publish = Keyspace::publish_command(writes.topology()).as_bytes();
+    let channel = keyspace.channel.as_bytes();
+    let mut args = vec![&epoch[..], channel, max_entries.as_bytes(), is_repair, publish];
     args.extend(numbers.iter().map(String::as_bytes));
     scripts::ROLL_FORWARD.run(writes, &keys, &args).await.map(|_| ())
 }

@@ -225,9 +225,7 @@ pub(super) async fn ask_all(
         Err(_) => Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(RESPONSE_TIMEOUT)))),
         Ok(answered) => answered.map_err(RedisFailure::of_client),
     };
-    if is_unusable(&answered) {
-        connections.discard(&connection);
-    }
+    leave_if_unusable(connections, &connection, &answered);
     answered
 }
 
@@ -245,18 +243,22 @@ pub(super) async fn ask_on(
         Ok(Ok(Value::ServerError(error))) => Err(RedisFailure::of_server(&error)),
         Ok(Ok(value)) => Ok(value),
     };
-    if is_unusable(&answered) {
-        connections.discard(connection);
-    }
+    leave_if_unusable(connections, connection, &answered);
     answered
 }
 
-/// Whether a connection with this result cannot be used any more.
-pub(super) fn is_unusable<T>(answered: &Result<T, RedisFailure>) -> bool {
-    // After reconnection the same address may lead to a new primary, and a Cluster names the slot's owner.
-    answered
-        .as_ref()
-        .is_err_and(|failure| matches!(failure, RedisFailure::NoReply(_)) || failure.is_elsewhere())
+/// Discards a connection that did not answer, and leaves one whose server is not the primary.
+pub(super) fn leave_if_unusable<T>(
+    connections: &ConnectionManager,
+    connection: &Connection,
+    answered: &Result<T, RedisFailure>,
+) {
+    match answered {
+        Err(RedisFailure::NoReply(_)) => connections.discard(connection),
+        // A fixed address may lead to a new primary after a reconnection, and a Cluster names the slot's owner.
+        Err(failure) if failure.is_elsewhere() => connections.elsewhere(connection),
+        _ => {}
+    }
 }
 
 /// Decodes a reply, element by element. A reply of another form is a failure.

@@ -32,7 +32,7 @@ impl RedisPartition {
     /// [`LedgerError::Refused`] with [`UnsupportedServer`] if its configuration rules it out, or with
     /// [`RedisRejection::Missing`](super::RedisRejection::Missing) if it has no ledger;
     /// [`LedgerError::Unreachable`] if it cannot be reached.
-    pub async fn probe(&self) -> Result<(), LedgerError> {
+    pub(crate) async fn probe(&self) -> Result<(), LedgerError> {
         let connection = self.shared.reads.connection().await?;
         self.shared.ensure_supported(&connection).await?;
         self.shared.poll(&Businesses::All, u64::MAX, None).await?;

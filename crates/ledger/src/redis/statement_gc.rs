@@ -14,7 +14,7 @@ use super::keyspace::{decode_item, history_place, split_value};
 use super::roll_forward::roll_forward;
 use super::scripts::{self, Answer};
 use super::{RedisPartition, Shared};
-use crate::{Identity, LedgerError, Retention, bucket_of, codec};
+use crate::{Identity, LedgerError, bucket_of, codec};
 use consentd_core::id::Key;
 use consentd_core::record::Record;
 
@@ -40,10 +40,6 @@ struct ErasureQueue {
 type Field = (Vec<u8>, Option<[u8; 32]>);
 
 impl RedisPartition {
-    pub(crate) fn retention(&self) -> Option<Retention> {
-        self.shared.options.retention
-    }
-
     pub(crate) async fn purge(&self, keys: &[Key]) -> Result<(), LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;

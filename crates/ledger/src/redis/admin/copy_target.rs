@@ -1,19 +1,16 @@
 //! The target of a copy: a new ledger in Redis that is written from another ledger.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use redis::Value;
 
 use super::super::Target;
 use super::super::conn::ConnectionManager;
 use super::super::error::{RedisFailure, RedisRejection};
-use super::super::keyspace::{
-    Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD, encode_item, history_field, version_bytes,
-};
+use super::super::keyspace::{Keyspace, SENTINEL_FIELD, encode_item, history_field, version_bytes};
 use super::super::scripts::{self, Answer, Script, ask};
-use super::create::{CreateError, MAX_KEYS, hashes};
-use crate::portable_pair::{PortableEntry, PortablePair};
+use super::create::{CreateError, MAX_KEYS, Meta, Place, Shape, hashes, places};
+use crate::portable_pair::{PortableEntry, PortablePair, statement_digests};
 use crate::stored_secret::StoredSecret;
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
 
@@ -24,8 +21,14 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// A new ledger that is being written. It is not a ledger before it is finished.
 pub struct NewRedis {
-    connections: ConnectionManager,
-    keyspace: Keyspace,
+    shape: Shape,
+    /// The first one comes last.
+    partitions: Vec<NewPartition>,
+}
+
+/// A partition of it.
+struct NewPartition {
+    place: Place,
     token: [u8; 16],
     buckets: u32,
 }
@@ -39,27 +42,25 @@ impl NewRedis {
     /// # Errors
     ///
     /// [`CopyError`]; if the target has a ledger, or anything else in a ledger's keys, nothing is changed.
-    pub async fn begin(target: Target, buckets: u32, anew: bool) -> Result<Self, CopyError> {
-        let connections = ConnectionManager::new(Arc::new(target.clone()));
-        let keyspace = Keyspace::new();
-        let hashes = hashes(&keyspace, buckets).map_err(CopyError::Target)?;
-        if let Some((token, buckets)) = unfinished(&connections, &keyspace).await? {
-            if !anew {
-                return Err(CopyError::Unfinished);
+    pub async fn begin(target: Target, shape: Shape, anew: bool) -> Result<Self, CopyError> {
+        let mut left = Vec::new();
+        for place in places(target.clone(), shape.layout) {
+            if let Some((token, buckets)) = unfinished(&place).await? {
+                if !anew {
+                    return Err(CopyError::Unfinished);
+                }
+                left.push((place, token, buckets));
             }
-            wipe(&connections, &keyspace, token, buckets).await?;
         }
-        super::create::plan(target, buckets).await.map_err(of_create)?;
-        for some in hashes.chunks(MAX_KEYS) {
-            let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
-            run(&scripts::CREATE_HASHES, &connections, &keys, &[SENTINEL_FIELD]).await?;
+        for (place, token, buckets) in left {
+            wipe(&place, token, buckets).await?;
         }
-        let mut token = [0; 16];
-        getrandom::fill(&mut token).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
-        let number = buckets.to_string();
-        let args = [&token[..], number.as_bytes()];
-        run(&scripts::COPY_BEGIN, &connections, &[&keyspace.meta], &args).await?;
-        Ok(Self { connections, keyspace, token, buckets })
+        super::create::plan(target.clone(), shape).await.map_err(CopyError::Target)?;
+        let mut partitions = Vec::new();
+        for place in places(target, shape.layout) {
+            partitions.push(NewPartition::begin(place, shape.buckets).await?);
+        }
+        Ok(Self { shape, partitions })
     }
 
     /// Checks what [`begin`](Self::begin) would check, and changes nothing.
@@ -67,28 +68,86 @@ impl NewRedis {
     /// # Errors
     ///
     /// The [`CopyError`] that [`begin`](Self::begin) would return.
-    pub async fn plan(target: Target, buckets: u32, anew: bool) -> Result<(), CopyError> {
-        let connections = ConnectionManager::new(Arc::new(target.clone()));
-        let keyspace = Keyspace::new();
-        if unfinished(&connections, &keyspace).await?.is_some() {
-            return if anew { Ok(()) } else { Err(CopyError::Unfinished) };
+    pub async fn plan(target: Target, shape: Shape, anew: bool) -> Result<(), CopyError> {
+        for place in places(target.clone(), shape.layout) {
+            if unfinished(&place).await?.is_some() {
+                return if anew { Ok(()) } else { Err(CopyError::Unfinished) };
+            }
         }
-        super::create::plan(target, buckets).await.map(|_| ()).map_err(of_create)
+        super::create::plan(target, shape).await.map(|_| ()).map_err(CopyError::Target)
+    }
+
+    /// Writes pairs, and statements by their digests, to the partitions that they are in. A statement is written
+    /// to each partition with a pair that refers to it.
+    pub(crate) async fn put(
+        &self,
+        pairs: Vec<PortablePair>,
+        texts: Vec<([u8; 32], Vec<u8>)>,
+    ) -> Result<(), CopyError> {
+        let layout = self.shape.layout;
+        if let [only] = &self.partitions[..] {
+            return only.put(&pairs, texts).await;
+        }
+        let mut parts: HashMap<u32, Vec<PortablePair>> = HashMap::new();
+        for pair in pairs {
+            if pair.key().is_nameless() {
+                return Err(CopyError::Nameless);
+            }
+            parts.entry(layout.partition_of(pair.key())).or_default().push(pair);
+        }
+        for partition in &self.partitions {
+            let Some(pairs) = parts.remove(&partition.place.keyspace.partition) else { continue };
+            let needed = statement_digests(&pairs);
+            let own = texts.iter().filter(|(digest, _)| needed.contains(digest)).cloned();
+            partition.put(&pairs, own.collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Turns the copy into a ledger, whose partitions' revisions continue from `end`.
+    pub(crate) async fn finish(
+        self,
+        end: &Position,
+        secret: &StoredSecret,
+    ) -> Result<Created, CopyError> {
+        let mut ledger: Epoch = [0; 16];
+        getrandom::fill(&mut ledger).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
+        for partition in &self.partitions {
+            partition.finish(end, self.shape, &ledger, &secret.encode()).await?;
+        }
+        let Shape { layout, buckets } = self.shape;
+        Ok(Created { epoch: ledger, layout, buckets })
+    }
+}
+
+impl NewPartition {
+    async fn begin(place: Place, buckets: u32) -> Result<Self, CopyError> {
+        let Place { connections, keyspace } = &place;
+        for some in hashes(keyspace, buckets).map_err(CopyError::Target)?.chunks(MAX_KEYS) {
+            let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
+            run(&scripts::CREATE_HASHES, connections, &keys, &[SENTINEL_FIELD]).await?;
+        }
+        let mut token = [0; 16];
+        getrandom::fill(&mut token).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
+        let number = buckets.to_string();
+        let args = [&token[..], number.as_bytes()];
+        run(&scripts::COPY_BEGIN, connections, &[&keyspace.meta], &args).await?;
+        Ok(Self { place, token, buckets })
     }
 
     /// Writes pairs, and statements by their digests. A pair's record is written after its history, so that
     /// a record's history is always complete.
-    pub(crate) async fn put(
+    async fn put(
         &self,
         pairs: &[PortablePair],
         texts: Vec<([u8; 32], Vec<u8>)>,
     ) -> Result<(), CopyError> {
-        let text =
-            |(digest, text): ([u8; 32], _)| (self.keyspace.text.clone(), digest.to_vec(), text);
+        let keyspace = &self.place.keyspace;
+        let text = |(digest, text): ([u8; 32], _)| (keyspace.text.clone(), digest.to_vec(), text);
         let mut fields: Vec<Field> = texts.into_iter().map(text).collect();
         for pair in pairs {
             let number = bucket_of(pair.key(), self.buckets);
-            let history = self.keyspace.history(number);
+            let history = keyspace.history(number);
             // A record that cannot be decoded is copied as it is; it does not count as erased.
             let start = pair.decode().map_or(0, |record| record.history_start().0);
             for (place, entry) in (start..).zip(&pair.history) {
@@ -102,7 +161,7 @@ impl NewRedis {
             if pair.decode().is_ok_and(|record| record.erased.is_some()) {
                 fields.push((history, pair.key.to_vec(), value.clone()));
             }
-            fields.push((self.keyspace.bucket(number), pair.key.to_vec(), value));
+            fields.push((keyspace.bucket(number), pair.key.to_vec(), value));
         }
         let (mut from, mut bytes) = (0, 0_usize);
         for at in 0..fields.len() {
@@ -120,7 +179,7 @@ impl NewRedis {
         if fields.is_empty() {
             return Ok(());
         }
-        let mut keys = vec![&self.keyspace.meta];
+        let mut keys = vec![&self.place.keyspace.meta];
         let mut slots = HashMap::new();
         let mut numbers = Vec::with_capacity(fields.len());
         for (hash, _, _) in fields {
@@ -134,35 +193,28 @@ impl NewRedis {
         for ((_, name, value), slot) in fields.iter().zip(&numbers) {
             args.extend([slot.as_bytes(), name.as_slice(), value.as_slice()]);
         }
-        run(&scripts::COPY_WRITE, &self.connections, &keys, &args).await
+        run(&scripts::COPY_WRITE, &self.place.connections, &keys, &args).await
     }
 
-    /// Turns the copy into a ledger whose revisions continue from `end`.
-    pub(crate) async fn finish(
-        self,
+    async fn finish(
+        &self,
         end: &Position,
-        secret: &StoredSecret,
-    ) -> Result<Created, CopyError> {
+        shape: Shape,
+        ledger: &[u8],
+        secret: &[u8],
+    ) -> Result<(), CopyError> {
+        let Place { connections, keyspace } = &self.place;
         let mut epoch: Epoch = [0; 16];
         getrandom::fill(&mut epoch).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
-        let (format, buckets) = (LAYOUT_FORMAT.to_string(), self.buckets.to_string());
-        let (revision, secret) = (end.revision.to_string(), secret.encode());
-        let meta: [(&str, &[u8]); 9] = [
-            ("format", format.as_bytes()),
-            ("epoch", &epoch),
-            ("secret", &secret),
-            ("partitions", b"1"),
-            ("buckets", buckets.as_bytes()),
-            ("rev", revision.as_bytes()),
-            ("head", &end.head),
-            ("accepted", b"0"),
-            ("noop", b"0"),
-        ];
-        let mut args = vec![&self.token[..], self.keyspace.channel.as_bytes()];
-        args.extend(meta.iter().flat_map(|(name, value)| [name.as_bytes(), value]));
-        let keys = [&self.keyspace.meta, &self.keyspace.log, &self.keyspace.fence];
-        run(&scripts::COPY_FINISH, &self.connections, &keys, &args).await?;
-        Ok(Created { epoch, buckets: self.buckets })
+        // The first partition's epoch is the ledger's id.
+        let epoch = if keyspace.partition == 0 { ledger } else { &epoch[..] };
+        let meta = Meta { shape, partition: keyspace.partition, ledger, epoch, secret };
+        let meta = meta.fields(end.revision, &end.head);
+        let publish = Keyspace::publish_command(connections.topology());
+        let mut args = vec![&self.token[..], keyspace.channel.as_bytes(), publish.as_bytes()];
+        args.extend(meta.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]));
+        let keys = [&keyspace.meta, &keyspace.log, &keyspace.fence];
+        run(&scripts::COPY_FINISH, connections, &keys, &args).await
     }
 }
 
@@ -173,8 +225,7 @@ fn item(entry: &PortableEntry) -> Vec<u8> {
 
 /// The token and the number of buckets of an unfinished copy, if there is one.
 async fn unfinished(
-    connections: &ConnectionManager,
-    keyspace: &Keyspace,
+    Place { connections, keyspace }: &Place,
 ) -> Result<Option<([u8; 16], u32)>, CopyError> {
     let mut command = redis::cmd("HMGET");
     command.arg(&keyspace.meta).arg("epoch").arg("copying").arg("buckets");
@@ -196,8 +247,7 @@ async fn unfinished(
 
 /// Deletes an unfinished copy; its meta key, which identifies it, last.
 async fn wipe(
-    connections: &ConnectionManager,
-    keyspace: &Keyspace,
+    Place { connections, keyspace }: &Place,
     token: [u8; 16],
     buckets: u32,
 ) -> Result<(), CopyError> {
@@ -219,10 +269,6 @@ async fn run(
     let answer = script.run(connections, keys, args).await?;
     Answer::of(Value::Array(vec![answer]))?.number()?;
     Ok(())
-}
-
-fn of_create(error: CreateError) -> CopyError {
-    CopyError::Target(error)
 }
 
 impl From<RedisFailure> for CopyError {

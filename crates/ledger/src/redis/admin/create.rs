@@ -1,17 +1,25 @@
 //! Creates a ledger in Redis. Besides `ledger copy`, nothing else ever does: a Redis that lost its data must
 //! not look like a new ledger without opt-outs.
+//!
+//! The partitions are made one after the other, and the first one, which says how many there are, comes last: until
+//! then there is no ledger. An interrupted run is continued with the secret of the partitions that it has made,
+//! provided that nothing was recorded in them.
+
+use std::sync::Arc;
 
 use redis::Value;
 
-use super::super::conn::ConnectionManager;
+use super::super::conn::{ConnectionManager, PrimaryLocator, Purpose, Servers, Timeouts};
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD};
 use super::super::scripts::{self, Answer, ask, ask_all};
 use super::super::{Target, scripts::Script};
 use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead};
+use consentd_core::partition::Layout;
 
-/// The maximum number of buckets of a ledger: reading a whole ledger takes a command for each.
+/// The maximum number of buckets of a ledger, in all of its partitions: reading a whole ledger takes a command for
+/// each.
 pub const MAX_BUCKETS: u32 = 1 << 20;
 
 /// How many keys one script creates.
@@ -51,8 +59,65 @@ pub struct Plan {
 pub struct Created {
     /// The ledger's epoch.
     pub epoch: Epoch,
-    /// The number of its buckets.
+    /// How it is divided into partitions.
+    pub layout: Layout,
+    /// The number of buckets of each partition.
     pub buckets: u32,
+}
+
+/// What a ledger is to be like.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Shape {
+    /// How it is divided into partitions.
+    pub layout: Layout,
+    /// The number of buckets of each partition.
+    pub buckets: u32,
+}
+
+impl Shape {
+    /// A ledger with this layout and about this many buckets in all: as many in each partition.
+    ///
+    /// # Errors
+    ///
+    /// [`CreateError::Buckets`] if there are no buckets, or too many.
+    pub fn new(layout: Layout, buckets: u32) -> Result<Self, CreateError> {
+        if !(1..=MAX_BUCKETS).contains(&buckets) {
+            return Err(CreateError::Buckets);
+        }
+        Ok(Self { layout, buckets: buckets.div_ceil(layout.partitions()) })
+    }
+
+    /// The number of buckets of all partitions.
+    #[must_use]
+    pub fn total_buckets(self) -> u32 {
+        self.layout.partitions().saturating_mul(self.buckets)
+    }
+}
+
+/// A partition that is to be made, or its copy.
+pub(super) struct Place {
+    pub(super) connections: ConnectionManager,
+    pub(super) keyspace: Keyspace,
+}
+
+/// The partitions of a ledger that is to be made at this target, the first one last.
+pub(super) fn places(target: Target, layout: Layout) -> Vec<Place> {
+    let servers = Servers::new(target);
+    let place = |number| {
+        let keyspace = Keyspace::of(number, layout);
+        let primary = PrimaryLocator::new(Arc::clone(&servers), keyspace.slot());
+        let connections = ConnectionManager::to(primary, Purpose::Reading, Timeouts::default());
+        Place { connections, keyspace }
+    };
+    layout.all().rev().map(place).collect()
+}
+
+/// What is in the place of a partition.
+enum Found {
+    /// Nothing but what an interrupted run has made: so many keys.
+    Keys(u64),
+    /// A partition without a change, which an interrupted run has made: its ledger's id, and the secret.
+    Partition(Vec<u8>, Vec<u8>),
 }
 
 impl From<RedisFailure> for CreateError {
@@ -69,86 +134,194 @@ impl From<RedisFailure> for CreateError {
 /// # Errors
 ///
 /// The [`CreateError`] that [`create`] would return.
-pub async fn plan(target: Target, buckets: u32) -> Result<Plan, CreateError> {
-    let (connections, keyspace) = (ConnectionManager::new(target.into()), Keyspace::new());
-    let hashes = hashes(&keyspace, buckets)?;
-    let mut command = redis::cmd("EXISTS");
-    if ask(&connections, command.arg(&keyspace.meta)).await? != Value::Int(0) {
-        return Err(CreateError::Exists);
-    }
-    let mut present = 0_u64;
-    for key in [&keyspace.log, &keyspace.fence] {
-        let mut command = redis::cmd("TYPE");
-        let kind = ask(&connections, command.arg(key)).await?;
-        let is = |name: &str| matches!(&kind, Value::SimpleString(kind) if kind == name);
-        let mut length = redis::cmd("XLEN");
-        let holds = is("stream") && ask(&connections, length.arg(key)).await? != Value::Int(0);
-        let expected = if *key == keyspace.log { "stream" } else { "string" };
-        if holds || !(is("none") || is(expected)) {
-            return Err(CreateError::Exists);
-        }
-        present += u64::from(!is("none"));
-    }
-    for some in hashes.chunks(MAX_KEYS) {
-        let both = some.iter().flat_map(|hash| {
-            let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
-            length.arg(hash);
-            sentinel.arg(hash).arg(SENTINEL_FIELD);
-            [length, sentinel]
+pub async fn plan(target: Target, shape: Shape) -> Result<Plan, CreateError> {
+    let (mut plan, mut ledger) = (Plan { keys: 0, present: 0 }, None);
+    for place in places(target, shape.layout) {
+        let found = place.look(shape, &mut ledger).await?;
+        let hashes = hashes(&place.keyspace, shape.buckets)?;
+        let keys = u64::try_from(hashes.len()).unwrap_or(u64::MAX).saturating_add(3);
+        plan.keys = plan.keys.saturating_add(keys);
+        plan.present = plan.present.saturating_add(match found {
+            Found::Keys(present) => present,
+            Found::Partition(..) => keys,
         });
-        for answers in ask_all(&connections, both.collect()).await?.chunks(2) {
-            match answers {
-                [Value::Int(0), _] => {}
-                [Value::Int(1), Value::Int(1)] => present += 1,
-                // HLEN fails for a key of another type: it does not belong to a new ledger either.
-                _ => return Err(CreateError::Exists),
-            }
-        }
     }
-    let hashes = u64::try_from(hashes.len()).unwrap_or(u64::MAX);
-    Ok(Plan { keys: hashes.saturating_add(3), present })
+    Ok(plan)
 }
 
-/// Creates a ledger. Resumes an interrupted run; the meta key, which makes it a ledger, comes last.
+/// Creates a ledger. Resumes an interrupted run; the meta key of the first partition, which makes it a ledger,
+/// comes last.
 ///
 /// # Errors
 ///
 /// [`CreateError`] if a part of a ledger exists, or Redis fails.
-pub async fn create(target: Target, buckets: u32) -> Result<Created, CreateError> {
+pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError> {
     // Checked before anything is created: if a ledger has lost its meta key and some hashes, creating those
     // hashes would make them look complete.
-    plan(target.clone(), buckets).await?;
-    let (connections, keyspace) = (ConnectionManager::new(target.into()), Keyspace::new());
-    let hashes = hashes(&keyspace, buckets)?;
-    let mut epoch: Epoch = [0; 16];
-    getrandom::fill(&mut epoch).map_err(CreateError::Random)?;
-    let secret = StoredSecret::random().map_err(CreateError::Random)?.encode();
-    for some in hashes.chunks(MAX_KEYS) {
-        let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
-        run(&scripts::CREATE_HASHES, &connections, &keys, &[SENTINEL_FIELD]).await?;
+    let (places, mut ledger) = (places(target, shape.layout), None);
+    let mut is_made = Vec::with_capacity(places.len());
+    for place in &places {
+        is_made.push(matches!(place.look(shape, &mut ledger).await?, Found::Partition(..)));
     }
-    let (format, buckets_text) = (LAYOUT_FORMAT.to_string(), buckets.to_string());
-    let head = LogHead::default();
-    let meta: [(&str, &[u8]); 9] = [
-        ("format", format.as_bytes()),
-        ("epoch", &epoch),
-        ("secret", &secret),
-        ("partitions", b"1"),
-        ("buckets", buckets_text.as_bytes()),
-        ("rev", b"0"),
-        ("head", &head),
-        ("accepted", b"0"),
-        ("noop", b"0"),
-    ];
-    let args: Vec<&[u8]> = meta.iter().flat_map(|(name, value)| [name.as_bytes(), value]).collect();
-    run(
-        &scripts::CREATE_META,
-        &connections,
-        &[&keyspace.meta, &keyspace.log, &keyspace.fence],
-        &args,
-    )
-    .await?;
-    Ok(Created { epoch, buckets })
+    let (ledger, secret) = match ledger {
+        Some(known) => known,
+        None => {
+            let mut ledger: Epoch = [0; 16];
+            getrandom::fill(&mut ledger).map_err(CreateError::Random)?;
+            let secret = StoredSecret::random().map_err(CreateError::Random)?.encode();
+            (ledger.to_vec(), secret)
+        }
+    };
+    for (place, _) in places.iter().zip(is_made).filter(|(_, is_made)| !is_made) {
+        place.create(shape, &ledger, &secret).await?;
+    }
+    let epoch = ledger
+        .try_into()
+        .map_err(|_| CreateError::from(RedisFailure::Rejected(RedisRejection::MalformedReply)))?;
+    let Shape { layout, buckets } = shape;
+    Ok(Created { epoch, layout, buckets })
+}
+
+impl Place {
+    /// Looks at what is there. `ledger` has the id and the secret of the ledger that an interrupted run began, once
+    /// that is known.
+    async fn look(
+        &self,
+        shape: Shape,
+        ledger: &mut Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<Found, CreateError> {
+        let found = self.find(shape).await?;
+        if let Found::Partition(id, secret) = &found {
+            let known = ledger.get_or_insert_with(|| (id.clone(), secret.clone()));
+            if (&known.0, &known.1) != (id, secret) {
+                return Err(CreateError::Exists);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn find(&self, shape: Shape) -> Result<Found, CreateError> {
+        let Self { connections, keyspace } = self;
+        if let Some(found) = self.find_partition(shape).await? {
+            return Ok(found);
+        }
+        let mut present = 0_u64;
+        for key in [&keyspace.log, &keyspace.fence] {
+            let mut command = redis::cmd("TYPE");
+            let kind = ask(connections, command.arg(key)).await?;
+            let is = |name: &str| matches!(&kind, Value::SimpleString(kind) if kind == name);
+            let mut length = redis::cmd("XLEN");
+            let holds = is("stream") && ask(connections, length.arg(key)).await? != Value::Int(0);
+            let expected = if *key == keyspace.log { "stream" } else { "string" };
+            if holds || !(is("none") || is(expected)) {
+                return Err(CreateError::Exists);
+            }
+            present += u64::from(!is("none"));
+        }
+        for some in hashes(keyspace, shape.buckets)?.chunks(MAX_KEYS) {
+            let both = some.iter().flat_map(|hash| {
+                let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
+                length.arg(hash);
+                sentinel.arg(hash).arg(SENTINEL_FIELD);
+                [length, sentinel]
+            });
+            for answers in ask_all(connections, both.collect()).await?.chunks(2) {
+                match answers {
+                    [Value::Int(0), _] => {}
+                    [Value::Int(1), Value::Int(1)] => present += 1,
+                    // HLEN fails for a key of another type: it does not belong to a new ledger either.
+                    _ => return Err(CreateError::Exists),
+                }
+            }
+        }
+        Ok(Found::Keys(present))
+    }
+
+    /// The partition that is there already; an error if it is not one that an interrupted run has left.
+    async fn find_partition(&self, shape: Shape) -> Result<Option<Found>, CreateError> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(&self.keyspace.meta).arg("epoch").arg("ledger").arg("secret").arg("rev");
+        command.arg("partitions").arg("spread").arg("partition").arg("buckets");
+        let meta = match ask(&self.connections, &command).await {
+            Ok(meta) => Answer::of(meta)?,
+            // A key of another type does not belong to a new ledger.
+            Err(RedisFailure::Rejected(RedisRejection::Other { .. })) => {
+                return Err(CreateError::Exists);
+            }
+            Err(failure) => return Err(failure.into()),
+        };
+        let mut exists = redis::cmd("EXISTS");
+        if ask(&self.connections, exists.arg(&self.keyspace.meta)).await? == Value::Int(0) {
+            return Ok(None);
+        }
+        let mut fields = Vec::with_capacity(8);
+        let mut meta = meta;
+        while !meta.is_over() {
+            fields.push(meta.optional()?.unwrap_or_default());
+        }
+        let Shape { layout, buckets } = shape;
+        let numbers = [0, layout.partitions(), layout.spread(), self.keyspace.partition, buckets];
+        let expected = numbers.map(|number| number.to_string().into_bytes());
+        match &fields[..] {
+            [epoch, ledger, secret, numbers @ ..]
+                if !epoch.is_empty() && *numbers == expected && self.keyspace.partition > 0 =>
+            {
+                Ok(Some(Found::Partition(ledger.clone(), secret.clone())))
+            }
+            _ => Err(CreateError::Exists),
+        }
+    }
+
+    /// Makes the partition.
+    async fn create(&self, shape: Shape, ledger: &[u8], secret: &[u8]) -> Result<(), CreateError> {
+        let Self { connections, keyspace } = self;
+        for some in hashes(keyspace, shape.buckets)?.chunks(MAX_KEYS) {
+            let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
+            run(&scripts::CREATE_HASHES, connections, &keys, &[SENTINEL_FIELD]).await?;
+        }
+        let mut epoch: Epoch = [0; 16];
+        getrandom::fill(&mut epoch).map_err(CreateError::Random)?;
+        // The first partition's epoch is the ledger's id.
+        let epoch = if keyspace.partition == 0 { ledger } else { &epoch[..] };
+        let meta = Meta { shape, partition: keyspace.partition, ledger, epoch, secret };
+        let meta = meta.fields(0, &LogHead::default());
+        let args: Vec<&[u8]> =
+            meta.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]).collect();
+        let keys = [&keyspace.meta, &keyspace.log, &keyspace.fence];
+        run(&scripts::CREATE_META, connections, &keys, &args).await
+    }
+}
+
+/// What the meta key of a partition says.
+pub(super) struct Meta<'a> {
+    pub(super) shape: Shape,
+    pub(super) partition: u32,
+    /// The ledger's id.
+    pub(super) ledger: &'a [u8],
+    pub(super) epoch: &'a [u8],
+    pub(super) secret: &'a [u8],
+}
+
+impl Meta<'_> {
+    /// The fields of the meta key, with the partition's position.
+    pub(super) fn fields(&self, revision: u64, head: &LogHead) -> Vec<(&'static str, Vec<u8>)> {
+        let Shape { layout, buckets } = self.shape;
+        let number = |number: u64| number.to_string().into_bytes();
+        vec![
+            ("format", number(LAYOUT_FORMAT.into())),
+            ("ledger", self.ledger.to_vec()),
+            ("epoch", self.epoch.to_vec()),
+            ("secret", self.secret.to_vec()),
+            ("partitions", number(layout.partitions().into())),
+            ("spread", number(layout.spread().into())),
+            ("partition", number(self.partition.into())),
+            ("buckets", number(buckets.into())),
+            ("rev", number(revision)),
+            ("head", head.to_vec()),
+            ("accepted", number(0)),
+            ("noop", number(0)),
+        ]
+    }
 }
 
 /// Runs a step. Steps are idempotent, so that a run whose reply was lost can be repeated.
@@ -164,7 +337,7 @@ async fn run(
     Ok(())
 }
 
-/// The hashes of a ledger with this number of buckets, except the meta hash.
+/// The hashes of a partition with this number of buckets, except the meta hash.
 pub(super) fn hashes(keyspace: &Keyspace, buckets: u32) -> Result<Vec<String>, CreateError> {
     if !(1..=MAX_BUCKETS).contains(&buckets) {
         return Err(CreateError::Buckets);

@@ -11,6 +11,6 @@ mod status;
 mod verify;
 
 pub use self::copy_target::NewRedis;
-pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, create, plan};
+pub use self::create::{CreateError, Created, MAX_BUCKETS, Plan, Shape, create, plan};
 pub use self::repair::{RepairMode, Repaired};
-pub use self::status::{Status, inspect_server};
+pub use self::status::{Shard, Status, inspect_servers};

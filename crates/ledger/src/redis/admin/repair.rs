@@ -119,7 +119,7 @@ impl RedisPartition {
     /// # Errors
     ///
     /// [`LedgerError`] if the ledger cannot be reached or written.
-    pub async fn repair(
+    pub(crate) async fn repair(
         &self,
         mode: RepairMode,
         dry_run: bool,

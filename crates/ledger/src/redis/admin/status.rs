@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::super::conn::ConnectionManager;
 use super::super::error::RedisFailure;
 use super::super::keyspace::SENTINEL_FIELD;
 use super::super::scripts::{Answer, ask, ask_all};
 use super::super::server_info::{self, ServerInfo};
 use super::super::{RedisPartition, Shared, Target};
+use super::create::{Place, places};
 use crate::{LedgerError, Page};
 use consentd_core::businesses::Businesses;
+use consentd_core::partition::Layout;
 use consentd_core::time::Timestamp;
 
 /// How many hashes one pipeline inspects.
@@ -43,16 +44,37 @@ pub struct Status {
     pub memory: Option<(u64, u64)>,
 }
 
-/// Reads a server's version, role and configuration, whether or not it has a ledger.
+/// A server of a ledger.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    /// Its address.
+    pub address: String,
+    /// The numbers of the partitions that it has.
+    pub partitions: Vec<u32>,
+    /// Its version, role and configuration.
+    pub server: ServerInfo,
+}
+
+/// Reads the version, role and configuration of each server that has, or would have, partitions of a ledger with this
+/// layout, whether or not there is a ledger. Without a Cluster there is one server.
 ///
 /// # Errors
 ///
-/// [`LedgerError`] if the server cannot be reached.
-pub async fn inspect_server(target: Target) -> Result<ServerInfo, LedgerError> {
-    let connections = ConnectionManager::new(Arc::new(target));
-    let connection = connections.connection().await?;
-    let looked = server_info::inspect(&mut connection.redis.clone()).await;
-    looked.map_err(|error| LedgerError::Unreachable(Arc::new(error)))
+/// [`LedgerError`] if a server cannot be reached.
+pub async fn inspect_servers(target: Target, layout: Layout) -> Result<Vec<Shard>, LedgerError> {
+    let mut shards = Vec::<Shard>::new();
+    for Place { connections, keyspace } in places(target, layout).into_iter().rev() {
+        let connection = connections.connection().await?;
+        let address = connection.address();
+        if let Some(known) = shards.iter_mut().find(|shard| shard.address == address) {
+            known.partitions.push(keyspace.partition);
+            continue;
+        }
+        let server = server_info::inspect(&mut connection.redis.clone()).await;
+        let server = server.map_err(|error| LedgerError::Unreachable(Arc::new(error)))?;
+        shards.push(Shard { address, partitions: vec![keyspace.partition], server });
+    }
+    Ok(shards)
 }
 
 impl RedisPartition {
@@ -61,7 +83,7 @@ impl RedisPartition {
     /// # Errors
     ///
     /// [`LedgerError`] if the server cannot be reached.
-    pub async fn ends(&self) -> Result<Page, LedgerError> {
+    pub(crate) async fn ends(&self) -> Result<Page, LedgerError> {
         Ok(self.shared.fenced_poll(&Businesses::All, u64::MAX, None).await?.0)
     }
 
@@ -70,7 +92,7 @@ impl RedisPartition {
     /// # Errors
     ///
     /// [`LedgerError`] if the server cannot be reached.
-    pub async fn status(&self) -> Result<Status, LedgerError> {
+    pub(crate) async fn status(&self) -> Result<Status, LedgerError> {
         let shared = &*self.shared;
         let identity = shared.identity().await?;
         let end = shared.position().await?;

@@ -130,7 +130,9 @@ impl Shared {
         let buckets = u32::try_from(buckets).unwrap_or(0);
         let epoch = value("epoch").try_into().map_err(|_| malformed())?;
         let secret = StoredSecret::decode(value("secret")).ok_or_else(malformed)?;
-        Ok(Some(secret.identity(epoch, buckets)))
+        // A ledger of before there were partitions does not say so.
+        let layout = self.common.layout.get().copied().unwrap_or_default();
+        Ok(Some(secret.identity(epoch, layout, buckets)))
     }
 
     async fn verify_sentinel(&self, hash: &str, report: &mut Report) -> Result<(), RedisFailure> {

@@ -1,10 +1,14 @@
-//! What a node of a Cluster is asked about the owner of a slot, and its answer.
+//! What a node of a Cluster is asked about the owners of slots, and its answer.
 //!
 //! Every node is a voter, replicas too. The primaries alone, who elect a successor, would not do: a failover
 //! replaces one of them by its replica, and a majority of the former primaries may have no node in common
 //! with one of the present ones. The nodes stay the same in a failover. Each takes note of a new owner when
 //! that one announces itself, never goes back to an earlier one, and every change of owner has a higher
 //! config epoch, so that the owner's id and config epoch are its term.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use redis::Value;
 
@@ -23,7 +27,7 @@ pub(super) fn question() -> redis::Pipeline {
 /// Reads the reply.
 pub(super) fn answer(
     replies: &[Value],
-    slot: u16,
+    slots: &BTreeSet<u16>,
     handshake: &Handshake<'_>,
 ) -> Result<Answer, ConnectionError> {
     let not_node = || ConnectionError::NotRedis { address: handshake.address.clone(), hint: "" };
@@ -34,7 +38,7 @@ pub(super) fn answer(
         [nodes] => {
             let nodes = text(nodes).ok_or_else(not_node)?;
             ReplyReader { asked: handshake.address, has_tls: handshake.tls.is_some() }
-                .parse(nodes, slot)
+                .parse(nodes, slots)
                 .ok_or_else(not_node)
         }
         _ => Err(not_node()),
@@ -63,34 +67,41 @@ struct Node<'a> {
 }
 
 impl Node<'_> {
-    fn owns(&self, slot: u16) -> bool {
-        self.is_primary && self.slots.iter().any(|range| contains(range, slot))
+    /// Those of these slots that it owns.
+    fn owned<'s>(&self, slots: &'s BTreeSet<u16>) -> impl Iterator<Item = u16> + use<'_, 's> {
+        let ranges = self.slots.iter().filter(|_| self.is_primary);
+        ranges.filter_map(|range| parse(range)).flat_map(|range| slots.range(range)).copied()
     }
 }
 
-/// Whether a range of slots, such as `0-5460` or `5461`, contains a slot.
-fn contains(range: &str, slot: u16) -> bool {
+/// Reads a range of slots, such as `0-5460` or `5461`.
+fn parse(range: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let ends = (first.parse::<u16>(), last.parse::<u16>());
-    matches!(ends, (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    // A range that ends before it begins has no slots.
+    (first <= last).then_some(first..=last)
 }
 
 impl ReplyReader<'_> {
     /// Reads the whole reply; `None` if it does not have the form of a reply to CLUSTER NODES.
-    fn parse(&self, text: &str, slot: u16) -> Option<Answer> {
+    fn parse(&self, text: &str, slots: &BTreeSet<u16>) -> Option<Answer> {
         let nodes: Vec<_> = text.lines().map(|line| self.node(line)).collect::<Option<_>>()?;
         let own = nodes.iter().find(|node| node.is_self)?;
-        let owner = nodes.iter().find(|node| node.owns(slot));
-        let primary = owner.and_then(|owner| {
-            let term = Some(Term { node: owner.id.to_owned(), epoch: owner.epoch });
-            Some(Primary { address: owner.address.clone()?, term })
-        });
+        let mut primaries = BTreeMap::new();
+        for node in nodes.iter().filter(|node| node.is_primary && !node.slots.is_empty()) {
+            let Some(address) = node.address.clone() else { continue };
+            let term = Some(Term { node: node.id.to_owned(), epoch: node.epoch });
+            let primary = Arc::new(Primary { address, term });
+            for slot in node.owned(slots) {
+                primaries.entry(slot).or_insert_with(|| Arc::clone(&primary));
+            }
+        }
         let others = nodes.iter().filter(|node| !node.is_new && !node.is_self);
         // A node whose address is not known is a voter, too. The address that was asked stands in for its own,
         // and is not asked again.
         let others = others
             .map(|node| (node.id.to_owned(), node.address.clone().unwrap_or(self.asked.clone())));
-        Some(Answer { id: own.id.to_owned(), primary, others: others.collect() })
+        Some(Answer { id: own.id.to_owned(), primaries, others: others.collect() })
     }
 
     /// Reads one line: id, address, flags, the id of its primary, two times, the config epoch, the state
@@ -137,7 +148,11 @@ mod tests {
     }
 
     fn parse(has_tls: bool, text: &str) -> Option<Answer> {
-        ReplyReader { asked: &at("asked", 7), has_tls }.parse(text, 4659)
+        ReplyReader { asked: &at("asked", 7), has_tls }.parse(text, &[4659, 4661, 6000].into())
+    }
+
+    fn address_of_owner(answer: &Answer) -> Option<&Address> {
+        answer.primaries.get(&4659).map(|primary| &primary.address)
     }
 
     const NODES: &str = "\
@@ -153,7 +168,9 @@ mod tests {
         let answer = parse(false, NODES).unwrap();
         assert_eq!(answer.id, "aa");
         let term = Some(Term { node: "bb".to_owned(), epoch: 5 });
-        assert_eq!(answer.primary, Some(Primary { address: at("10.0.0.2", 7000), term }));
+        assert_eq!(*answer.primaries[&4659], Primary { address: at("10.0.0.2", 7000), term });
+        // One slot is nobody's, and the owner of one is known to have failed.
+        assert_eq!(answer.primaries.keys().collect::<Vec<_>>(), [&4659]);
         let expected = [
             ("bb", at("10.0.0.2", 7000)),
             ("cc", at("10.0.0.3", 7000)),
@@ -162,23 +179,25 @@ mod tests {
         ];
         assert_eq!(answer.others, expected.map(|(id, at)| (id.to_owned(), at)));
         // Certificates name hosts.
-        assert_eq!(parse(true, NODES).unwrap().primary.unwrap().address, at("two.example", 7000));
+        assert_eq!(address_of_owner(&parse(true, NODES).unwrap()), Some(&at("two.example", 7000)));
     }
 
     #[test]
     fn node_alone_without_slots_or_with_a_failed_owner_is_read_as_it_is() {
         let alone = "aa :7000@17000 myself,master - 0 0 0 connected 0-16383\n";
-        assert_eq!(parse(false, alone).unwrap().primary.unwrap().address, at("asked", 7));
+        let alone = parse(false, alone).unwrap();
+        assert_eq!(address_of_owner(&alone), Some(&at("asked", 7)));
+        assert_eq!(alone.primaries.len(), 3);
         let empty = "aa ::1:7000@17000 myself,master - 0 0 0 connected\n";
-        assert_eq!(parse(false, empty).unwrap().primary, None);
+        assert!(parse(false, empty).unwrap().primaries.is_empty());
         let failed = NODES.replace(
             "bb 10.0.0.2:7000@17000,two.example master",
             "bb 10.0.0.2:7000@17000 master,fail",
         );
-        assert_eq!(parse(false, &failed).unwrap().primary, None);
+        assert!(parse(false, &failed).unwrap().primaries.is_empty());
         let suspected =
             failed.replace("10.0.0.2:7000@17000 master,fail", "::1:7000@17000 master,fail?");
-        assert_eq!(parse(false, &suspected).unwrap().primary.unwrap().address, at("::1", 7000));
+        assert_eq!(address_of_owner(&parse(false, &suspected).unwrap()), Some(&at("::1", 7000)));
         for wrong in ["", "aa 10.0.0.1:7000@17000 myself,master - 0 0 x connected", "hello"] {
             assert!(parse(false, wrong).is_none(), "{wrong}");
         }

@@ -1,30 +1,29 @@
-//! Keeps one multiplexed connection to the primary, and reconnects after it was discarded.
+//! A partition's connection to its primary, which it shares with the other partitions there, and reconnects after
+//! it was discarded.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisConnectionInfo};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::handshake::ConnectionError;
+use super::pool::{PooledConnection, Purpose};
 use super::primary::{Primary, PrimaryLocator, Timeouts};
 use super::resp::RespConnection;
-use super::url::{Address, Target};
 use super::{RECONNECT, reconnect_delay};
 use crate::LedgerError;
+use crate::redis::server_info::Topology;
 
-/// Keeps one connection to the primary. All callers share it, and the attempts to open it.
+/// Keeps one partition's connection to its primary. All callers share it, and the attempts to open it.
 pub(crate) struct ConnectionManager {
-    primary: Arc<PrimaryLocator>,
+    primary: PrimaryLocator,
+    purpose: Purpose,
     timeouts: Timeouts,
     state: Mutex<State>,
-    /// The number of the next connection.
-    number: Arc<AtomicU64>,
 }
 
 /// A connection to the primary. It is closed once it was discarded and its last clone is dropped: keep a
@@ -33,18 +32,27 @@ pub(crate) struct ConnectionManager {
 pub(crate) struct Connection {
     /// Commands are sent through a clone of it.
     pub(crate) redis: MultiplexedConnection,
-    /// The server, as it was named when the connection was opened.
-    primary: Primary,
-    /// Identifies this connection among those of its manager.
-    number: u64,
-    /// The task that reads from and writes to the socket.
-    _driver: Arc<AbortOnDropHandle<()>>,
+    /// The server, as it was named when this partition began to use the connection.
+    primary: Arc<Primary>,
+    pooled: PooledConnection,
 }
 
 impl Connection {
-    /// Identifies this connection among those of its manager.
+    /// The address of the server.
+    pub(crate) fn address(&self) -> String {
+        self.primary.address.to_string()
+    }
+
+    /// Waits until fewer than [`MAX_WRITES`](super::MAX_WRITES) writes are in flight over it. The place is free again
+    /// when the permit is dropped.
+    pub(crate) async fn write_permit(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.pooled.writes).acquire_owned().await.ok()
+    }
+
+    /// Identifies this connection among all to the same target.
     pub(crate) fn number(&self) -> u64 {
-        self.number
+        self.pooled.number
     }
 }
 
@@ -74,15 +82,15 @@ enum Now {
 }
 
 impl ConnectionManager {
-    /// A manager for one target, which connects when it is first used.
-    pub(crate) fn new(target: Arc<Target>) -> Self {
-        Self::to(Arc::new(PrimaryLocator::new(target)), Timeouts::default())
+    /// A manager that shares its connection with all others of this purpose to the same server.
+    pub(crate) fn to(primary: PrimaryLocator, purpose: Purpose, timeouts: Timeouts) -> Self {
+        let state = State { now: Now::Unconnected, failures: 0, not_before: Instant::now() };
+        Self { primary, purpose, timeouts, state: Mutex::new(state) }
     }
 
-    /// A manager that shares the primary's locator with others.
-    pub(crate) fn to(primary: Arc<PrimaryLocator>, timeouts: Timeouts) -> Self {
-        let state = State { now: Now::Unconnected, failures: 0, not_before: Instant::now() };
-        Self { primary, timeouts, state: Mutex::new(state), number: Arc::default() }
+    /// How the primary is located.
+    pub(crate) fn topology(&self) -> Topology {
+        self.primary.target().topology()
     }
 
     /// Returns the connection, and opens one if there is none. Waits for one attempt at most, and fails at
@@ -132,9 +140,26 @@ impl ConnectionManager {
 
     /// Discards a connection that failed or timed out, so that the next caller opens another one.
     pub(crate) fn discard(&self, connection: &Connection) {
+        let address = &connection.primary.address;
+        self.primary.servers().pool.discard(address, self.purpose, connection.number());
+        self.leave(connection);
+    }
+
+    /// Leaves a connection whose server is not the primary any more, or is not proven to be it. Other partitions may
+    /// go on using it.
+    pub(crate) fn leave(&self, connection: &Connection) {
         let mut state = self.state();
-        if matches!(&state.now, Now::Connected(now) if now.number == connection.number) {
+        if matches!(&state.now, Now::Connected(now) if now.number() == connection.number()) {
             state.now = Now::Unconnected;
+        }
+    }
+
+    /// Leaves a connection whose server said that it is not the primary. At a fixed address it is discarded,
+    /// because the address may lead to another server by now.
+    pub(crate) fn elsewhere(&self, connection: &Connection) {
+        match self.topology() {
+            Topology::Single => self.discard(connection),
+            Topology::Sentinels | Topology::Cluster => self.leave(connection),
         }
     }
 
@@ -150,34 +175,32 @@ impl ConnectionManager {
 
     /// Discards the present connection, so that the next caller resolves and connects again.
     pub(crate) fn reconnect(&self) {
-        let mut state = self.state();
-        if matches!(&state.now, Now::Connected(_)) {
-            state.now = Now::Unconnected;
-        }
+        let connection = match &self.state().now {
+            Now::Connected(connection) => connection.clone(),
+            _ => return,
+        };
+        self.discard(&connection);
     }
 
     /// Confirms that this connection's server is the primary: where others name the primary, a majority of
-    /// them, asked now, names it. Otherwise the connection is discarded. A poll proves freshness, and an append is
+    /// them, asked now, names it. Otherwise the connection is left. A poll proves freshness, and an append is
     /// acknowledged, only after this confirmation.
     pub(crate) async fn confirm_primary(&self, connection: &Connection) -> Result<(), LedgerError> {
         let confirmed = self.primary.confirm(&connection.primary, self.timeouts.response).await;
         confirmed.map_err(|error| {
-            self.discard(connection);
+            self.leave(connection);
             LedgerError::Unreachable(Arc::new(error))
         })
     }
 
     fn attempt(&self, not_before: Instant) -> Attempt {
-        let (primary, timeouts) = (Arc::clone(&self.primary), self.timeouts);
-        let number = Arc::clone(&self.number);
+        let (locator, purpose, timeouts) = (self.primary.clone(), self.purpose, self.timeouts);
         let connect = async move {
             sleep_until(not_before).await;
-            let (resp, named) = primary.connect(timeouts.connect).await?;
-            // Pending commands fail at once when a majority names another primary.
-            let moved = primary.wait_until_moved(named.clone());
-            let (redis, driver) = multiplexed(resp, &named.address, timeouts, moved).await?;
-            let number = number.fetch_add(1, Ordering::Relaxed);
-            Ok(Connection { redis, primary: named, number, _driver: Arc::new(driver) })
+            // At most half of the time is for those that name the primary.
+            let primary = locator.locate(timeouts.connect / 2).await?;
+            let pooled = locator.servers().pooled(&primary, purpose, timeouts).await?;
+            Ok(Connection { redis: pooled.redis.clone(), primary, pooled })
         };
         let failed = |error: ConnectionError| (Arc::new(error), Instant::now());
         let attempt: Pin<Box<dyn Future<Output = AttemptResult> + Send>> =
@@ -208,30 +231,6 @@ impl ConnectionManager {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Hands a connection to redis-rs after its handshake, with the task that drives it until `end`.
-pub(crate) async fn multiplexed(
-    resp: RespConnection,
-    address: &Address,
-    timeouts: Timeouts,
-    end: impl Future<Output = ()> + Send + 'static,
-) -> Result<(MultiplexedConnection, AbortOnDropHandle<()>), ConnectionError> {
-    let not_redis = || ConnectionError::NotRedis { address: address.clone(), hint: "" };
-    let stream = resp.into_stream().ok_or_else(not_redis)?;
-    // The handshake is complete. CLIENT SETINFO would need a permission of its own.
-    let info = RedisConnectionInfo::default().set_skip_set_lib_name();
-    let config = AsyncConnectionConfig::new().set_response_timeout(Some(timeouts.response));
-    let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
-    let (redis, driver) = made.map_err(|_| not_redis())?;
-    #[allow(clippy::disallowed_methods, reason = "ended with the connection's last handle")]
-    let driver = tokio::spawn(async move {
-        tokio::select! {
-            () = driver => {}
-            () = end => {}
-        }
-    });
-    Ok((redis, AbortOnDropHandle::new(driver)))
 }
 
 #[cfg(test)]

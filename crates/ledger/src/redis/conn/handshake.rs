@@ -84,6 +84,11 @@ pub(crate) enum ConnectionError {
     /// The server closed the connection.
     #[error("{address} closed the connection")]
     Closed { address: Address },
+    /// The server ended a subscription unasked.
+    #[error(
+        "{address} ended the subscription: the slot has left it, or it has another role by now"
+    )]
+    Unsubscribed { address: Address },
     /// Reading from or writing to the connection failed.
     #[error("the connection to {address} failed: {source}")]
     Io { address: Address, source: Arc<io::Error> },
@@ -196,6 +201,7 @@ impl ConnectionError {
             | Self::Connect { .. }
             | Self::TimedOut { .. }
             | Self::Closed { .. }
+            | Self::Unsubscribed { .. }
             | Self::Io { .. }
             | Self::TlsTimedOut { .. }
             | Self::ClosedEarly { .. }

@@ -5,6 +5,7 @@ mod cluster;
 mod connection;
 mod credentials;
 mod handshake;
+mod pool;
 mod primary;
 mod quorum;
 mod resp;
@@ -18,9 +19,10 @@ use consentd_os::backoff::{Backoff, Jitter};
 
 pub(super) use self::connection::{Connection, ConnectionManager};
 pub(super) use self::handshake::ConnectionError;
-pub(super) use self::primary::{PrimaryLocator, Timeouts};
+pub(super) use self::pool::{MAX_WRITES, Purpose};
+pub(super) use self::primary::{PrimaryLocator, Servers, Timeouts};
 pub(super) use self::resp::{Reply, RespConnection, RespError};
-pub(super) use self::subscription::{SubscriptionEvent, subscribe};
+pub(super) use self::subscription::{Sink, SubscriptionEvent, Subscriptions};
 pub use self::url::{InvalidTarget, Target, TargetError, TargetOptions};
 
 /// The backoff of reconnection. Jitter keeps a fleet from reconnecting at the same moment.

@@ -1,22 +1,33 @@
-//! Locates the primary: at a fixed address, or by a majority of the Sentinels or of a Cluster's nodes.
+//! Locates the primary of a slot: at a fixed address, or by a majority of the Sentinels or of a Cluster's
+//! nodes.
 //!
 //! A proof of the primary is an answer by a majority to a question that was asked after the event that is to
-//! be proven. Polls and appends share the rounds of questions: one round runs at a time, and its answer
-//! serves all callers that had asked before the round began.
+//! be proven. Polls and appends of all partitions share the rounds of questions: one round runs at a time, and
+//! its answer serves all callers that had asked before the round began, about every slot.
+//!
+//! A slot without a majority is asked about in rounds of its own, which may take long, until it has one again:
+//! otherwise the appends of all other partitions would wait for the nodes of a shard that is lost.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::credentials::Credentials;
 use super::handshake::{ConnectionError, Handshake, Handshaken, ServerKind};
-use super::quorum::{Electorate, Quorum};
+use super::pool::ConnectionPool;
+use super::quorum::{Electorate, Patience, Quorum, Votes};
 use super::resp::{Reply, RespConnection};
 use super::url::{Address, Endpoint, Target};
-use crate::redis::keyspace::SLOT;
+use crate::redis::server_info::Topology;
+
+/// The interval between the beginnings of two rounds in a Cluster: each asks every node, so that a node
+/// answers so many questions of each recorder at most, however many appends it takes. Appends that wait
+/// meanwhile share the next round.
+const ROUND_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -65,91 +76,78 @@ impl Primary {
             (own, other) => own == other,
         }
     }
+
+    /// Whether both are one server, in whatever term.
+    pub(crate) fn is_same_server(&self, other: &Self) -> bool {
+        match (&self.term, &other.term) {
+            (Some(own), Some(other)) => own.node == other.node,
+            _ => self.address == other.address,
+        }
+    }
 }
 
-/// Locates one target's primary. All connections share it, and with it the connections to those that name
-/// the primary.
-pub(crate) struct PrimaryLocator {
+/// The slots that are sought, and the primaries that were named last.
+pub(crate) type Named = BTreeMap<u16, Arc<Primary>>;
+
+/// The servers of one target: which of them is the primary of which slot, and the connections to them. All
+/// partitions of a ledger share them.
+pub(crate) struct Servers {
     target: Arc<Target>,
     location: Location,
-    rounds: Rounds,
-    /// The primary that a majority named last; `None` at a fixed address.
-    named: watch::Sender<Option<Primary>>,
+    /// Slots that had a majority when they were last asked about, and those that had none.
+    lanes: [Lane; 2],
+    /// The primary that a majority named last for each slot; empty at a fixed address.
+    named: watch::Sender<Named>,
+    pub(super) pool: ConnectionPool,
 }
 
 /// How the primary is located.
 enum Location {
     /// It is the server at this address.
-    Fixed(Address),
+    Fixed(Arc<Primary>),
     /// It is the server that a majority names.
     Named(Quorum),
 }
 
-/// Rounds of questions, one at a time.
+/// Rounds of questions about some slots, one at a time.
 #[derive(Default)]
-struct Rounds {
+struct Lane {
+    /// The slots that are asked about.
+    slots: Mutex<BTreeSet<u16>>,
     /// The number of rounds that have begun.
     begun: AtomicU64,
-    /// Held while a round runs.
-    turn: tokio::sync::Mutex<()>,
-    /// The last completed round: its number, and its answer.
-    last: Mutex<Option<(u64, Result<Primary, ConnectionError>)>>,
+    /// When the last round began. It is held while a round runs.
+    turn: tokio::sync::Mutex<Option<Instant>>,
+    /// The last completed round: its number, and its answers.
+    last: Mutex<Option<(u64, Votes)>>,
 }
 
-impl PrimaryLocator {
-    pub(crate) fn new(target: Arc<Target>) -> Self {
+/// The lane of the slots that have a majority.
+const SETTLED: usize = 0;
+/// The lane of those that have none.
+const UNSETTLED: usize = 1;
+
+impl Servers {
+    pub(crate) fn new(target: Target) -> Arc<Self> {
         let tls = target.tls.clone();
         let location = match &target.endpoint {
-            Endpoint::Server(address) => Location::Fixed(address.clone()),
+            Endpoint::Server(address) => Location::Fixed(Arc::new(address.clone().into())),
             Endpoint::Sentinels { sentinels, master, credentials } => {
                 let electorate = Electorate::Sentinels { master: master.clone() };
                 let sentinels = sentinels.clone();
                 Location::Named(Quorum::new(sentinels, electorate, credentials.clone(), tls))
             }
             Endpoint::Cluster(nodes) => {
-                let electorate = Electorate::Cluster { slot: SLOT };
                 let credentials = target.credentials.clone();
-                Location::Named(Quorum::new(nodes.clone(), electorate, credentials, tls))
+                Location::Named(Quorum::new(nodes.clone(), Electorate::Cluster, credentials, tls))
             }
         };
-        let (rounds, named) = (Rounds::default(), watch::Sender::new(None));
-        Self { target, location, rounds, named }
+        let (lanes, named) = (Default::default(), watch::Sender::new(Named::new()));
+        let (target, pool) = (Arc::new(target), ConnectionPool::default());
+        Arc::new(Self { target, location, lanes, named, pool })
     }
 
-    /// Opens a new connection to the primary, and returns it with what the primary is.
-    pub(crate) async fn connect(
-        &self,
-        within: Duration,
-    ) -> Result<(RespConnection, Primary), ConnectionError> {
-        let quorum = match &self.location {
-            Location::Fixed(address) => {
-                let resp = self.handshake(address).run(within).await?.resp;
-                return Ok((resp, address.clone().into()));
-            }
-            Location::Named(quorum) => quorum,
-        };
-        let deadline = Instant::now() + within;
-        // At most half of the time is for those that name the primary.
-        let primary = Box::pin(self.ask(quorum, within / 2)).await?;
-        let handshake = self.handshake(&primary.address);
-        let left = deadline.saturating_duration_since(Instant::now()).max(within / 4);
-        let Handshaken { mut resp, primary: says_primary } = handshake.run(left).await?;
-        if says_primary != Some(true) {
-            let (address, voters) = (primary.address, quorum.electorate().voters());
-            return Err(ConnectionError::NotPrimary { address, voters });
-        }
-        if let Some(term) = &primary.term {
-            let asked = tokio::time::timeout(left, node_id(&mut resp, &handshake)).await;
-            let late =
-                |_| ConnectionError::TimedOut { address: primary.address.clone(), after: left };
-            if asked.map_err(late)?? != term.node {
-                return Err(ConnectionError::OtherNode { address: primary.address });
-            }
-        }
-        Ok((resp, primary))
-    }
-
-    /// The target whose primary this locates.
+    /// The target that these are the servers of.
     pub(crate) fn target(&self) -> &Target {
         &self.target
     }
@@ -158,12 +156,187 @@ impl PrimaryLocator {
     pub(crate) fn handshake<'a>(&'a self, address: &'a Address) -> Handshake<'a> {
         let credentials: &Credentials = &self.target.credentials;
         let tls = self.target.tls.as_ref();
-        let kind = if matches!(self.target.endpoint, Endpoint::Cluster(_)) {
+        let kind = if self.target.topology() == Topology::Cluster {
             ServerKind::ClusterNode
         } else {
             ServerKind::Redis(self.target.database)
         };
         Handshake { address, credentials, tls, kind }
+    }
+
+    /// The primaries as they were named last, and whenever that changes. At a fixed address there are none.
+    pub(super) fn named(&self) -> watch::Receiver<Named> {
+        self.named.subscribe()
+    }
+
+    /// Opens a connection to a primary, and makes sure that it is that server.
+    pub(super) async fn open(
+        &self,
+        primary: &Primary,
+        within: Duration,
+    ) -> Result<RespConnection, ConnectionError> {
+        let quorum = match &self.location {
+            Location::Fixed(_) => {
+                return Ok(self.handshake(&primary.address).run(within).await?.resp);
+            }
+            Location::Named(quorum) => quorum,
+        };
+        let handshake = self.handshake(&primary.address);
+        let Handshaken { mut resp, primary: says_primary } = handshake.run(within).await?;
+        if says_primary != Some(true) {
+            let (address, voters) = (primary.address.clone(), quorum.electorate().voters());
+            return Err(ConnectionError::NotPrimary { address, voters });
+        }
+        if let Some(term) = &primary.term {
+            let asked = tokio::time::timeout(within, node_id(&mut resp, &handshake)).await;
+            let late =
+                |_| ConnectionError::TimedOut { address: primary.address.clone(), after: within };
+            if asked.map_err(late)?? != term.node {
+                return Err(ConnectionError::OtherNode { address: primary.address.clone() });
+            }
+        }
+        Ok(resp)
+    }
+
+    /// Waits until no slot's primary is this server any more; for ever at a fixed address.
+    pub(super) fn wait_until_unnamed(
+        &self,
+        primary: Arc<Primary>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let mut named = self.named.subscribe();
+        async move {
+            let is_unnamed = |named: &Named| {
+                !named.is_empty() && named.values().all(|one| !one.is_same_server(&primary))
+            };
+            if named.wait_for(is_unnamed).await.is_err() {
+                // The servers were dropped: no other primary will be named.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The primary of a slot, by a round of questions that begins after this call.
+    async fn ask(
+        &self,
+        quorum: &Quorum,
+        slot: u16,
+        within: Duration,
+    ) -> Result<Arc<Primary>, ConnectionError> {
+        let number = usize::from(self.lanes[UNSETTLED].slots().contains(&slot));
+        let lane = &self.lanes[number];
+        let before = lane.begun.load(Ordering::SeqCst);
+        let mut turn = lane.turn.lock().await;
+        {
+            let last = lane.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((round, votes)) = &*last
+                && *round > before
+                && let Some(answer) = votes.of(slot)
+            {
+                return answer;
+            }
+        }
+        let is_cluster = self.target.topology() == Topology::Cluster;
+        if let Some(begun) = turn.filter(|_| is_cluster) {
+            sleep_until(begun + ROUND_INTERVAL).await;
+        }
+        let mut slots = lane.slots().clone();
+        slots.insert(slot);
+        // Alone in its lane, a slot holds up no other one.
+        let is_settled = number == SETTLED && slots.len() > 1;
+        let patience = if is_settled { Patience::UntilMajority } else { Patience::UntilAll };
+        let round = lane.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        *turn = Some(Instant::now());
+        let votes = quorum.votes(&slots, within, patience).await;
+        self.named.send_if_modified(|named| {
+            let mut is_changed = false;
+            for (slot, primary) in &votes.primaries {
+                let is_same = |known: &Arc<Primary>| known.is_same(primary);
+                is_changed |= !named.get(slot).is_some_and(is_same);
+                named.insert(*slot, Arc::clone(primary));
+            }
+            is_changed
+        });
+        self.settle(&slots, &votes);
+        let answer = votes.of(slot);
+        *lane.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((round, votes));
+        // It was asked about.
+        answer.unwrap_or(Err(ConnectionError::UncoveredSlot { slot }))
+    }
+
+    /// Sorts slots into their lanes by the votes about them.
+    fn settle(&self, slots: &BTreeSet<u16>, votes: &Votes) {
+        for slot in slots {
+            let is_settled = votes.primaries.contains_key(slot);
+            let (to, from) = if is_settled { (SETTLED, UNSETTLED) } else { (UNSETTLED, SETTLED) };
+            self.lanes[to].slots().insert(*slot);
+            self.lanes[from].slots().remove(slot);
+        }
+    }
+}
+
+impl Lane {
+    fn slots(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Locates the primary of one slot.
+#[derive(Clone)]
+pub(crate) struct PrimaryLocator {
+    servers: Arc<Servers>,
+    slot: u16,
+}
+
+impl PrimaryLocator {
+    /// A locator of the primary of this slot. Where there are no slots, all have the same primary.
+    pub(crate) fn new(servers: Arc<Servers>, slot: u16) -> Self {
+        let slot = if servers.target.topology() == Topology::Cluster { slot } else { 0 };
+        if matches!(servers.location, Location::Named(_)) {
+            servers.lanes[SETTLED].slots().insert(slot);
+        }
+        Self { servers, slot }
+    }
+
+    pub(crate) fn servers(&self) -> &Arc<Servers> {
+        &self.servers
+    }
+
+    /// The target whose primary this locates.
+    pub(crate) fn target(&self) -> &Target {
+        &self.servers.target
+    }
+
+    /// The primary: what a majority, asked now, names.
+    pub(super) async fn locate(&self, within: Duration) -> Result<Arc<Primary>, ConnectionError> {
+        match &self.servers.location {
+            Location::Fixed(primary) => Ok(Arc::clone(primary)),
+            Location::Named(quorum) => Box::pin(self.servers.ask(quorum, self.slot, within)).await,
+        }
+    }
+
+    /// The primary, as far as it is known without a question.
+    pub(super) fn known(&self) -> Option<Arc<Primary>> {
+        match &self.servers.location {
+            Location::Fixed(primary) => Some(Arc::clone(primary)),
+            Location::Named(_) => self.servers.named.borrow().get(&self.slot).cloned(),
+        }
+    }
+
+    /// Opens a new connection to the primary, and returns it with what the primary is.
+    pub(crate) async fn connect(
+        &self,
+        within: Duration,
+    ) -> Result<(RespConnection, Arc<Primary>), ConnectionError> {
+        let deadline = Instant::now() + within;
+        // At most half of the time is for those that name the primary.
+        let primary = self.locate(within / 2).await?;
+        let left = match &self.servers.location {
+            Location::Fixed(_) => within,
+            Location::Named(_) => {
+                deadline.saturating_duration_since(Instant::now()).max(within / 4)
+            }
+        };
+        Ok((self.servers.open(&primary, left).await?, primary))
     }
 
     /// Proves that this is still the primary, in the same term: if others name the primary, a majority of
@@ -174,58 +347,32 @@ impl PrimaryLocator {
         primary: &Primary,
         within: Duration,
     ) -> Result<(), ConnectionError> {
-        let Location::Named(quorum) = &self.location else { return Ok(()) };
-        let now = Box::pin(self.ask(quorum, within)).await?;
-        if now.is_same(primary) { Ok(()) } else { Err(moved(quorum, primary, now)) }
+        let Location::Named(quorum) = &self.servers.location else { return Ok(()) };
+        let now = self.locate(within).await?;
+        if now.is_same(primary) { Ok(()) } else { Err(moved(quorum, primary, &now)) }
     }
 
     /// The error of a connection to this server, if another one is the primary by now.
     pub(crate) fn moved_error(&self, primary: &Primary) -> Option<ConnectionError> {
-        let Location::Named(quorum) = &self.location else { return None };
-        Some(moved(quorum, primary, self.successor_of(primary)?))
-    }
-
-    /// The primary, by a round of questions that begins after this call.
-    async fn ask(&self, quorum: &Quorum, within: Duration) -> Result<Primary, ConnectionError> {
-        let before = self.rounds.begun.load(Ordering::SeqCst);
-        let _turn = self.rounds.turn.lock().await;
-        {
-            let last = self.rounds.last.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((round, answer)) = &*last
-                && *round > before
-            {
-                return answer.clone();
-            }
-        }
-        let round = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let answer = quorum.primary(within).await;
-        if let Ok(primary) = &answer {
-            self.named.send_if_modified(|named| {
-                let is_new = named.as_ref().is_none_or(|named| !named.is_same(primary));
-                *named = Some(primary.clone());
-                is_new
-            });
-        }
-        let mut last = self.rounds.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Some((round, answer.clone()));
-        answer
+        let Location::Named(quorum) = &self.servers.location else { return None };
+        Some(moved(quorum, primary, &*self.successor_of(primary)?))
     }
 
     /// The primary that a majority named last, if it is not this one.
-    pub(crate) fn successor_of(&self, primary: &Primary) -> Option<Primary> {
-        let named = self.named.borrow();
-        named.as_ref().filter(|named| !named.is_same(primary)).cloned()
+    pub(crate) fn successor_of(&self, primary: &Primary) -> Option<Arc<Primary>> {
+        let named = self.servers.named.borrow();
+        named.get(&self.slot).filter(|named| !named.is_same(primary)).cloned()
     }
 
     /// Waits until a majority names another primary than this one; for ever at a fixed address.
     pub(crate) fn wait_until_moved(
         &self,
-        primary: Primary,
+        primary: Arc<Primary>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let mut named = self.named.subscribe();
+        let (mut named, slot) = (self.servers.named.subscribe(), self.slot);
         async move {
             let other =
-                |named: &Option<Primary>| named.as_ref().is_some_and(|it| !it.is_same(&primary));
+                |named: &Named| named.get(&slot).is_some_and(|named| !named.is_same(&primary));
             if named.wait_for(other).await.is_err() {
                 // The locator was dropped: no other primary will be named.
                 std::future::pending::<()>().await;
@@ -234,9 +381,9 @@ impl PrimaryLocator {
     }
 }
 
-fn moved(quorum: &Quorum, primary: &Primary, now: Primary) -> ConnectionError {
+fn moved(quorum: &Quorum, primary: &Primary, now: &Primary) -> ConnectionError {
     let (address, voters) = (primary.address.clone(), quorum.electorate().voters());
-    ConnectionError::Moved { address, voters, now: now.address }
+    ConnectionError::Moved { address, voters, now: now.address.clone() }
 }
 
 /// The id of the node at the other end. An address that a node had may be another one's by now, even of

@@ -22,9 +22,9 @@ use redis::{RedisError, Value};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::multiplexed;
 use super::credentials::Credentials;
 use super::handshake::{ConnectionError, Handshake, ServerKind};
+use super::pool::multiplexed;
 use super::primary::{Primary, Term, Timeouts};
 use super::url::Address;
 use super::{cluster, sentinel};
@@ -45,11 +45,8 @@ pub(crate) enum Electorate {
         /// The primary's name at the Sentinels.
         master: String,
     },
-    /// The nodes of a Cluster. The primary that is sought owns this slot.
-    Cluster {
-        /// The slot.
-        slot: u16,
-    },
+    /// The nodes of a Cluster. The primary of a slot is its owner.
+    Cluster,
 }
 
 impl Electorate {
@@ -57,22 +54,22 @@ impl Electorate {
     pub(crate) fn voters(&self) -> &'static str {
         match self {
             Self::Sentinels { .. } => "Sentinels",
-            Self::Cluster { .. } => "nodes of the Cluster",
+            Self::Cluster => "nodes of the Cluster",
         }
     }
 
     /// What they are asked for.
-    fn sought(&self) -> String {
+    fn sought(&self, slot: u16) -> String {
         match self {
             Self::Sentinels { master } => format!("one primary for {master}"),
-            Self::Cluster { slot } => format!("one owner of the ledger's slot {slot}"),
+            Self::Cluster => format!("one owner of the ledger's slot {slot}"),
         }
     }
 
     fn server_kind(&self) -> ServerKind {
         match self {
             Self::Sentinels { .. } => ServerKind::Sentinel,
-            Self::Cluster { .. } => ServerKind::ClusterNode,
+            Self::Cluster => ServerKind::ClusterNode,
         }
     }
 
@@ -80,27 +77,59 @@ impl Electorate {
     fn question(&self) -> redis::Pipeline {
         match self {
             Self::Sentinels { master } => sentinel::question(master),
-            Self::Cluster { .. } => cluster::question(),
+            Self::Cluster => cluster::question(),
         }
     }
 
-    /// Reads one voter's reply.
+    /// Reads one voter's reply about these slots.
     fn answer(
         &self,
         replies: &[Value],
+        slots: &BTreeSet<u16>,
         handshake: &Handshake<'_>,
     ) -> Result<Answer, ConnectionError> {
         match self {
-            Self::Sentinels { .. } => sentinel::answer(replies, handshake),
-            Self::Cluster { slot } => cluster::answer(replies, *slot, handshake),
+            Self::Sentinels { .. } => sentinel::answer(replies, slots, handshake),
+            Self::Cluster => cluster::answer(replies, slots, handshake),
         }
     }
 
     /// The error if every voter answers that there is no such primary.
-    fn unknown(&self) -> ConnectionError {
+    fn unknown(&self, slot: u16) -> ConnectionError {
         match self {
             Self::Sentinels { master } => ConnectionError::UnknownMaster { master: master.clone() },
-            Self::Cluster { slot } => ConnectionError::UncoveredSlot { slot: *slot },
+            Self::Cluster => ConnectionError::UncoveredSlot { slot },
+        }
+    }
+}
+
+/// How long a round goes on for the slots that have no majority yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Patience {
+    /// Until all voters have answered, or the time is over.
+    UntilAll,
+    /// For [`GRACE`] after a majority has answered.
+    UntilMajority,
+}
+
+/// How long voters that disagree may take to agree, once a majority has answered.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// The result of a round of questions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Votes {
+    /// The primary that a majority names, of each slot that has one.
+    pub(crate) primaries: BTreeMap<u16, Arc<Primary>>,
+    /// Why the other slots have none.
+    pub(crate) failures: BTreeMap<u16, ConnectionError>,
+}
+
+impl Votes {
+    /// The answer about a slot; `None` if it was not asked about.
+    pub(crate) fn of(&self, slot: u16) -> Option<Result<Arc<Primary>, ConnectionError>> {
+        match self.primaries.get(&slot) {
+            Some(primary) => Some(Ok(Arc::clone(primary))),
+            None => self.failures.get(&slot).cloned().map(Err),
         }
     }
 }
@@ -136,8 +165,8 @@ struct VoterConnection {
 pub(super) struct Answer {
     /// Its id.
     pub(super) id: String,
-    /// The primary that it names; `None` if it knows none.
-    pub(super) primary: Option<Primary>,
+    /// The primary that it names of each slot, as far as it knows one.
+    pub(super) primaries: BTreeMap<u16, Arc<Primary>>,
     /// The other voters that it knows: their ids and addresses.
     pub(super) others: Vec<(String, Address)>,
 }
@@ -157,25 +186,32 @@ impl Quorum {
         &self.electorate
     }
 
-    /// Asks all voters, and returns the primary that a majority names.
-    pub(crate) async fn primary(&self, within: Duration) -> Result<Primary, ConnectionError> {
-        let deadline = Instant::now() + within;
+    /// Asks all voters, and returns the primaries that a majority names of these slots.
+    pub(crate) async fn votes(
+        &self,
+        slots: &BTreeSet<u16>,
+        within: Duration,
+        patience: Patience,
+    ) -> Votes {
+        let mut deadline = Instant::now() + within;
         let mut asked: BTreeSet<Address> = self.configured.iter().cloned().collect();
         asked.extend(self.known().named.iter().cloned());
         let mut asking: FuturesUnordered<
             BoxFuture<'_, (Address, Result<Answer, ConnectionError>)>,
         > = asked
             .iter()
-            .map(|address| self.question_with_address(address.clone(), within))
+            .map(|address| self.question_with_address(address.clone(), slots, within))
             .collect();
         // A voter that was reset may have forgotten the others, and a node of a Cluster that has lost its
         // configuration takes itself for the whole Cluster.
         let known = match self.electorate {
             Electorate::Sentinels { .. } => 0,
-            Electorate::Cluster { .. } => self.known().total,
+            Electorate::Cluster => self.known().total,
         };
         let min_total = self.configured.len().max(known);
         let mut round = Round { min_total, ..Round::default() };
+        let mut votes = Votes::default();
+        let mut is_majority = false;
         // Voters that have not answered by the deadline count as failed.
         while let Ok(Some((address, answer))) = timeout_at(deadline, asking.next()).await {
             match answer {
@@ -187,45 +223,74 @@ impl Quorum {
                     round.heard.insert(address);
                     for (_, other) in &answer.others {
                         if asked.len() < MAX_VOTERS && asked.insert(other.clone()) {
-                            asking.push(self.question_with_address(other.clone(), within));
+                            asking.push(self.question_with_address(other.clone(), slots, within));
                         }
                     }
                     round.add(answer);
                 }
             }
-            if let Some(primary) = round.agreed() {
-                self.remember(&round, &asked, true);
-                self.known().total = round.voters();
-                return Ok(primary);
+            let unsettled = slots.iter().filter(|slot| !votes.primaries.contains_key(slot));
+            let agreed = unsettled.filter_map(|slot| Some((*slot, round.agreed(*slot)?)));
+            let agreed: Vec<_> = agreed.collect();
+            votes.primaries.extend(agreed);
+            if votes.primaries.len() == slots.len() {
+                break;
+            }
+            if patience == Patience::UntilMajority && !is_majority && round.is_majority() {
+                is_majority = true;
+                deadline = deadline.min(Instant::now() + GRACE);
             }
         }
-        self.remember(&round, &asked, false);
-        if round.failure.is_none() && asking.is_empty() && round.is_unknown() {
-            return Err(self.electorate.unknown());
+        let has_majority = !votes.primaries.is_empty();
+        self.remember(&round, &asked, has_majority);
+        if has_majority {
+            self.known().total = round.voters();
         }
-        let failure = round.failure.take().or_else(|| {
+        let is_over = round.failure.is_none() && asking.is_empty();
+        drop(asking);
+        for slot in slots.iter().filter(|slot| !votes.primaries.contains_key(slot)) {
+            let failure = if is_over && round.is_unknown(*slot) {
+                self.electorate.unknown(*slot)
+            } else {
+                self.no_majority(*slot, &round, &asked, within)
+            };
+            votes.failures.insert(*slot, failure);
+        }
+        votes
+    }
+
+    /// The error about a slot without a majority.
+    fn no_majority(
+        &self,
+        slot: u16,
+        round: &Round,
+        asked: &BTreeSet<Address>,
+        within: Duration,
+    ) -> ConnectionError {
+        let failure = round.failure.clone().or_else(|| {
             let address =
                 asked.iter().find(|address| !self.known().connections.contains_key(address))?;
             let late = ConnectionError::TimedOut { address: address.clone(), after: within };
             Some(Arc::new(late))
         });
-        Err(ConnectionError::NoMajority {
+        ConnectionError::NoMajority {
             voters: self.electorate.voters(),
-            sought: self.electorate.sought(),
+            sought: self.electorate.sought(slot),
             total: round.total(),
             answered: round.answers.len(),
-            agreed: round.best().map_or(0, |(_, votes)| votes),
+            agreed: round.best(slot).map_or(0, |(_, votes)| votes),
             failure,
-        })
+        }
     }
 
-    fn question_with_address(
-        &self,
+    fn question_with_address<'a>(
+        &'a self,
         address: Address,
+        slots: &'a BTreeSet<u16>,
         within: Duration,
-    ) -> BoxFuture<'_, (Address, Result<Answer, ConnectionError>)> {
+    ) -> BoxFuture<'a, (Address, Result<Answer, ConnectionError>)> {
         Box::pin(async move {
-            let answer = self.question(&address, within).await;
+            let answer = self.question(&address, slots, within).await;
             (address, answer)
         })
     }
@@ -234,6 +299,7 @@ impl Quorum {
     async fn question(
         &self,
         address: &Address,
+        slots: &BTreeSet<u16>,
         within: Duration,
     ) -> Result<Answer, ConnectionError> {
         let handshake = Handshake {
@@ -248,11 +314,11 @@ impl Quorum {
             Some(connection) => connection,
             None => self.connect(&handshake, within).await?,
         };
-        match self.send_question(connection, &handshake, within).await {
+        match self.send_question(connection, slots, &handshake, within).await {
             // A kept connection may have been closed long ago: a new one shows whether the server works.
             Err(ConnectionError::Closed { .. }) if is_kept => {
                 let connection = self.connect(&handshake, within).await?;
-                self.send_question(connection, &handshake, within).await
+                self.send_question(connection, slots, &handshake, within).await
             }
             answer => answer,
         }
@@ -275,6 +341,7 @@ impl Quorum {
     async fn send_question(
         &self,
         mut connection: VoterConnection,
+        slots: &BTreeSet<u16>,
         handshake: &Handshake<'_>,
         within: Duration,
     ) -> Result<Answer, ConnectionError> {
@@ -290,7 +357,7 @@ impl Quorum {
         };
         let replies: Vec<Value> =
             question.query_async(&mut connection.redis).await.map_err(failed)?;
-        self.electorate.answer(&replies, handshake)
+        self.electorate.answer(&replies, slots, handshake)
     }
 
     /// Remembers the addresses that this round has named, and closes the connections to all servers that
@@ -365,29 +432,36 @@ impl Round {
         ids.len()
     }
 
-    /// The primary with the most votes, and their number.
-    fn best(&self) -> Option<(Primary, usize)> {
-        let mut votes = BTreeMap::<Candidate<'_>, Vec<&Primary>>::new();
-        for primary in self.answers.values().filter_map(|answer| answer.primary.as_ref()) {
+    /// Whether more than half of all known voters have answered.
+    fn is_majority(&self) -> bool {
+        self.answers.len() * 2 > self.total()
+    }
+
+    /// The primary of a slot with the most votes, and their number.
+    fn best(&self, slot: u16) -> Option<(Arc<Primary>, usize)> {
+        let mut votes = BTreeMap::<Candidate<'_>, Vec<&Arc<Primary>>>::new();
+        for primary in self.answers.values().filter_map(|answer| answer.primaries.get(&slot)) {
             votes.entry(candidate(primary)).or_default().push(primary);
         }
         let (_, named) = votes.into_iter().max_by_key(|(_, named)| named.len())?;
         // Nodes of a Cluster may know one of them by several addresses: most of them by the usual one.
-        let alike = |one: &Primary| named.iter().filter(|two| two.address == one.address).count();
+        let alike =
+            |one: &Arc<Primary>| named.iter().filter(|two| two.address == one.address).count();
         let primary =
             named.iter().max_by_key(|one| (alike(one), std::cmp::Reverse(&one.address)))?;
-        Some(((*primary).clone(), named.len()))
+        Some((Arc::clone(primary), named.len()))
     }
 
-    /// The primary that more than half of all known voters name.
-    fn agreed(&self) -> Option<Primary> {
+    /// The primary of a slot that more than half of all known voters name.
+    fn agreed(&self, slot: u16) -> Option<Arc<Primary>> {
         let total = self.total();
-        self.best().filter(|(_, votes)| votes * 2 > total).map(|(primary, _)| primary)
+        self.best(slot).filter(|(_, votes)| votes * 2 > total).map(|(primary, _)| primary)
     }
 
-    /// Whether none of the voters that answered knows a primary.
-    fn is_unknown(&self) -> bool {
-        !self.answers.is_empty() && self.answers.values().all(|answer| answer.primary.is_none())
+    /// Whether none of the voters that answered knows a primary of the slot.
+    fn is_unknown(&self, slot: u16) -> bool {
+        let mut answers = self.answers.values();
+        !self.answers.is_empty() && answers.all(|answer| !answer.primaries.contains_key(&slot))
     }
 }
 
@@ -412,8 +486,9 @@ mod tests {
         let mut round = Round { min_total, ..Round::default() };
         for (id, port, others) in answers {
             let others = others.iter().map(|other| ((*other).to_owned(), at(1))).collect();
-            let primary = port.map(|port| Primary::from(at(port)));
-            round.add(Answer { id: (*id).to_owned(), primary, others });
+            let primary = port.map(|port| (0, Arc::new(Primary::from(at(port)))));
+            let primaries = primary.into_iter().collect();
+            round.add(Answer { id: (*id).to_owned(), primaries, others });
         }
         round
     }
@@ -423,15 +498,16 @@ mod tests {
         let term = Some(Term { node: owner.to_owned(), epoch });
         let others = ["a", "b", "c", "ra", "rb", "rc"].into_iter().filter(|other| *other != id);
         let others = others.map(|other| (other.to_owned(), at(1))).collect();
-        Answer { id: id.to_owned(), primary: Some(Primary { address: at(port), term }), others }
+        let primaries = [(0, Arc::new(Primary { address: at(port), term }))].into();
+        Answer { id: id.to_owned(), primaries, others }
     }
 
-    fn agreed(answers: Vec<Answer>) -> Option<Primary> {
+    fn agreed(answers: Vec<Answer>) -> Option<Arc<Primary>> {
         let mut round = Round::default();
         for answer in answers {
             round.add(answer);
         }
-        round.agreed()
+        round.agreed(0)
     }
 
     #[test]
@@ -452,29 +528,29 @@ mod tests {
         let names = [agree(&["a"], ("a", 1, 2)), agree(&["b", "c", "rc"], old)].concat();
         let primary = agreed(names.clone()).unwrap();
         assert_eq!(primary.address, at(1));
-        assert!(primary.is_same(names[0].primary.as_ref().unwrap()));
-        assert!(!primary.is_same(node("a", later).primary.as_ref().unwrap()));
+        assert!(primary.is_same(&names[0].primaries[&0]));
+        assert!(!primary.is_same(&node("a", later).primaries[&0]));
     }
 
     #[test]
     fn only_more_than_half_of_all_known_decides() {
         // One of three, cut off with the old primary.
-        assert_eq!(poll(1, &[("a", Some(1), &["b", "c"])]).agreed(), None);
+        assert_eq!(poll(1, &[("a", Some(1), &["b", "c"])]).agreed(0), None);
         assert_eq!(
-            poll(1, &[("a", Some(1), &["b", "c"]), ("b", Some(1), &["a", "c"])]).agreed(),
-            Some(at(1).into())
+            poll(1, &[("a", Some(1), &["b", "c"]), ("b", Some(1), &["a", "c"])]).agreed(0),
+            Some(Arc::new(at(1).into()))
         );
         // Two of four is no majority; nor are two that disagree.
         let four: &[&str] = &["a", "b", "c", "d"];
-        assert_eq!(poll(1, &[("a", Some(1), four), ("b", Some(1), four)]).agreed(), None);
+        assert_eq!(poll(1, &[("a", Some(1), four), ("b", Some(1), four)]).agreed(0), None);
         let split = [("a", Some(1), &["b"][..]), ("b", Some(2), &["a"][..])];
-        assert_eq!(poll(1, &split).agreed(), None);
+        assert_eq!(poll(1, &split).agreed(0), None);
         // One that has forgotten the others (SENTINEL RESET) counts as one of those configured.
-        assert_eq!(poll(3, &[("a", Some(1), &[])]).agreed(), None);
-        assert_eq!(poll(1, &[("a", Some(1), &[])]).agreed(), Some(at(1).into()));
+        assert_eq!(poll(3, &[("a", Some(1), &[])]).agreed(0), None);
+        assert_eq!(poll(1, &[("a", Some(1), &[])]).agreed(0), Some(Arc::new(at(1).into())));
         // One that answers at two addresses has one vote.
         let twice = [("a", Some(1), &["b", "c"][..]), ("a", Some(1), &["b", "c"][..])];
-        assert_eq!(poll(2, &twice).agreed(), None);
-        assert!(poll(1, &[("a", None, &[])]).is_unknown());
+        assert_eq!(poll(2, &twice).agreed(0), None);
+        assert!(poll(1, &[("a", None, &[])]).is_unknown(0));
     }
 }

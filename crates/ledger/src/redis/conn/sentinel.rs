@@ -1,8 +1,12 @@
 //! What a Sentinel is asked, and its answer.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use redis::Value;
 
 use super::handshake::{ConnectionError, Handshake};
+use super::primary::Primary;
 use super::quorum::{Answer, text};
 use super::url::Address;
 
@@ -15,9 +19,11 @@ pub(super) fn question(master: &str) -> redis::Pipeline {
     questions
 }
 
-/// Reads the replies. SENTINEL needs permissions, so a rejection is reported as such.
+/// Reads the replies, which are about all slots alike. SENTINEL needs permissions, so a rejection is reported
+/// as such.
 pub(super) fn answer(
     replies: &[Value],
+    slots: &BTreeSet<u16>,
     handshake: &Handshake<'_>,
 ) -> Result<Answer, ConnectionError> {
     let refused =
@@ -32,7 +38,7 @@ pub(super) fn answer(
     let primary = match primary {
         Value::ServerError(error) => return Err(refused(error)),
         Value::Nil => None,
-        Value::Array(parts) => Some(address_of(parts).ok_or_else(not_sentinel)?.into()),
+        Value::Array(parts) => Some(Primary::from(address_of(parts).ok_or_else(not_sentinel)?)),
         _ => return Err(not_sentinel()),
     };
     let others = match others {
@@ -42,7 +48,9 @@ pub(super) fn answer(
         Value::Array(others) => others.iter().filter_map(other).collect(),
         _ => return Err(not_sentinel()),
     };
-    Ok(Answer { id, primary, others })
+    let primary = primary.map(Arc::new);
+    let named = slots.iter().filter_map(|slot| Some((*slot, Arc::clone(primary.as_ref()?))));
+    Ok(Answer { id, primaries: named.collect(), others })
 }
 
 fn address_of(parts: &[Value]) -> Option<Address> {

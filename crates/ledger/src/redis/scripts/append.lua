@@ -12,7 +12,7 @@
 --      roll_forward.lua writes the bucket from the log entry.
 --   4. Then the bucket, and at the end, once, `rev` and `head`. Until then no reader sees any of it:
 --      polls end at `rev`, and readers of a bucket reject values newer than `rev`.
---   5. The announcement is last, since only durable changes are announced. If the ACL forbids PUBLISH,
+--   5. The announcement is last, since only durable changes are announced. If the ACL forbids it,
 --      the append succeeds all the same: followers find the entries by their polls.
 --
 -- The script never creates a key that was deleted or evicted. A bucket, its histories and the statements
@@ -23,7 +23,8 @@
 -- KEYS: meta, log, text, fence, erased, then the hash of pairs and the hash of histories of each bucket
 -- that is needed.
 -- ARGV: epoch, channel, maximum number of log entries, number of statements, number of changes, 1 if this
--- is a repair, which may write to lost buckets; the digest and the text of each statement; then for each
+-- is a repair, which may write to lost buckets, PUBLISH or, in a Cluster, SPUBLISH; the digest and the text of
+-- each statement; then for each
 -- change: the index of its bucket's key in KEYS, the pair's key, the version that it is based on, the body
 -- of the log entry (empty: only compare), the offsets in that body, the number of history entries (-1: an
 -- erase; erase_history.lua deletes the pair's history), and the field and the item of each.
@@ -55,7 +56,7 @@ end
 -- 1. Compare.
 local texts, count = tonumber(ARGV[4]), tonumber(ARGV[5])
 local repairs = ARGV[6] == '1'
-local at = 7 + 2 * texts
+local at = 8 + 2 * texts
 local starts, values, lost, histories = {}, {}, {}, {}
 local fits, writes = false, false
 for n = 1, count do
@@ -82,8 +83,8 @@ if writes and texts > 0 and redis.call('HEXISTS', text, '.') == 0 then
 end
 if writes then
   for n = 1, texts do
-    local digest = ARGV[5 + 2 * n]
-    redis.call('HSETNX', text, digest, ARGV[6 + 2 * n])
+    local digest = ARGV[6 + 2 * n]
+    redis.call('HSETNX', text, digest, ARGV[7 + 2 * n])
     -- A new reference to a statement that an erased pair referred to clears its deletion mark.
     if redis.call('HGET', erased, digest) then redis.call('HDEL', erased, digest) end
   end
@@ -152,7 +153,7 @@ if rev > most then
 end
 
 -- 5. Announce.
-local told = redis.pcall('PUBLISH', ARGV[2],
+local told = redis.pcall(ARGV[7], ARGV[2],
   ARGV[1] .. pack('>I8', first) .. before .. table.concat(bodies))
 outcomes[1] = type(told) == 'number' and told or -1
 return outcomes

@@ -1,6 +1,7 @@
 -- Turns a copy into a ledger: creates its empty log and its fence, and writes the meta fields last.
 --
--- KEYS: meta, log, fence. ARGV: the copy's token, channel, then field and value of each meta field.
+-- KEYS: meta, log, fence. ARGV: the copy's token, channel, PUBLISH or SPUBLISH, then field and value of each
+-- meta field.
 
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'copying')
 if known[1] or known[2] ~= ARGV[1] then
@@ -16,7 +17,7 @@ if kind == 'none' then
 end
 redis.call('SET', KEYS[3], '1')
 redis.call('HDEL', KEYS[1], 'copying')
-local fields = redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+local fields = redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 -- An empty announcement only makes followers poll at once.
-redis.pcall('PUBLISH', ARGV[2], '')
+redis.pcall(ARGV[3], ARGV[2], '')
 return fields

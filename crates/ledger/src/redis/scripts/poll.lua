@@ -6,12 +6,13 @@
 -- fence alone.
 --
 -- KEYS: fence. ARGV: meta, log, revision, maximum number of entries, maximum number of bytes.
--- Returns {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, lost, id, body, head, ...}:
--- `lost` is the key of the fence or of the log if it is missing, otherwise empty; the first entry is the
+-- Returns {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, lost, partitions, spread,
+-- partition, id, body, head, ...}: `lost` is the key of the fence or of the log if it is missing, otherwise empty; the first entry is the
 -- one at the given revision, if the log still has it.
 
 local meta, log = ARGV[1], ARGV[2]
-local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head', 'secret', 'buckets', 'accepted')
+local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head', 'secret', 'buckets', 'accepted',
+  'partitions', 'spread', 'partition')
 if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 local time = redis.call('TIME')
 -- pcall: if the ACL forbids EXISTS, missing keys are not reported.
@@ -20,7 +21,9 @@ if type(there) == 'number' and there < 2 then
   lost = redis.call('EXISTS', log) == 0 and log or KEYS[1]
 end
 local answer =
-  {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2], lost}
+  {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2], lost,
+  -- Ledgers from before there were partitions have one.
+  known[7] or '1', known[8] or '1', known[9] or '0'}
 local rev, from = tonumber(known[2]), tonumber(ARGV[3])
 if from >= rev then return answer end
 -- The entry at `from` comes in addition to the requested ones.

@@ -8,7 +8,7 @@
 -- which adds the sentinel field at its end.
 --
 -- KEYS: meta, log, then the buckets. ARGV: epoch, channel, maximum number of entries, 1 if this is a
--- repair, then the buckets' numbers. Returns the number of completed entries.
+-- repair, PUBLISH or SPUBLISH, then the buckets' numbers. Returns the number of completed entries.
 
 local meta, log = KEYS[1], KEYS[2]
 local pack = struct.pack
@@ -17,10 +17,10 @@ if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 if known[1] ~= ARGV[1] then return redis.error_reply('BADEPOCH another ledger is there') end
 local rev, head = tonumber(known[2]), known[3]
 local keys = {}
-for n = 5, #ARGV do
-  keys[ARGV[n]] = KEYS[n - 2]
-  if ARGV[4] ~= '1' and redis.call('HEXISTS', KEYS[n - 2], '.') == 0 then
-    return redis.error_reply('LOST ' .. KEYS[n - 2])
+for n = 6, #ARGV do
+  keys[ARGV[n]] = KEYS[n - 3]
+  if ARGV[4] ~= '1' and redis.call('HEXISTS', KEYS[n - 3], '.') == 0 then
+    return redis.error_reply('LOST ' .. KEYS[n - 3])
   end
 end
 
@@ -48,5 +48,5 @@ for _, entry in ipairs(entries) do
 end
 if rev < first then return 0 end
 redis.call('HSET', meta, 'rev', string.format('%.0f', rev), 'head', head)
-redis.pcall('PUBLISH', ARGV[2], ARGV[1] .. pack('>I8', first) .. before .. table.concat(bodies))
+redis.pcall(ARGV[5], ARGV[2], ARGV[1] .. pack('>I8', first) .. before .. table.concat(bodies))
 return rev - first + 1

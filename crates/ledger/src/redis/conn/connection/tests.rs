@@ -11,11 +11,20 @@ use std::time::Duration;
 
 use self::servers::{Server, in_time};
 use super::*;
-use crate::redis::conn::url::TargetOptions;
+use crate::redis::conn::primary::Servers;
+use crate::redis::conn::url::{Target, TargetOptions};
 use crate::redis::server_info::{self, Fsync, Persistence, Topology, UnsupportedServer, Warning};
 
+/// The slot of the first partition.
+const SLOT: u16 = 4_659;
+
+fn locator(target: Target) -> PrimaryLocator {
+    PrimaryLocator::new(Servers::new(target), SLOT)
+}
+
 fn link(url: &str, options: TargetOptions) -> ConnectionManager {
-    ConnectionManager::new(Arc::new(Target::new(url, options).unwrap()))
+    let target = Target::new(url, options).unwrap();
+    ConnectionManager::to(locator(target), Purpose::Reading, Timeouts::default())
 }
 
 /// The error of a manager that cannot connect.
@@ -150,8 +159,7 @@ async fn callers_share_one_attempt_and_a_stalled_server_delays_none_beyond_the_t
     let url = format!("redis://{}", silent.local_addr().unwrap());
     let timeouts = Timeouts { connect: Duration::from_millis(200), ..Timeouts::default() };
     let target: Target = url.parse().unwrap();
-    let connections =
-        ConnectionManager::to(Arc::new(PrimaryLocator::new(Arc::new(target))), timeouts);
+    let connections = ConnectionManager::to(locator(target), Purpose::Reading, timeouts);
     let begun = Instant::now();
     let callers = futures_util::future::join_all((0..50).map(|_| refusal(&connections)));
     for said in callers.await {

@@ -61,8 +61,9 @@ async fn majority_decides_and_failover_is_followed() {
     let fleet = Fleet::start().await;
     let (old, new) = (fleet.primary.port(), fleet.replica.port());
     // The URL has one Sentinel, which names the others.
-    let primary = Arc::new(PrimaryLocator::new(Arc::new(fleet.url(1).parse().unwrap())));
-    let connections = ConnectionManager::to(Arc::clone(&primary), Timeouts::default());
+    let primary = locator(fleet.url(1).parse().unwrap());
+    let timeouts = Timeouts::default();
+    let connections = ConnectionManager::to(primary.clone(), Purpose::Reading, timeouts);
     let connection = connections.connection().await.unwrap();
     let (events, _task) = listening_on(primary);
     until("the subscription", &events, 1, is_gap).await;
@@ -86,7 +87,7 @@ async fn majority_decides_and_failover_is_followed() {
     fleet.sentinels[2].signal(Signal::CONT);
     // Sentinels fail over from a primary that hangs. The connection to it is still open, and proves nothing.
     let patient = Timeouts { response: Duration::from_mins(1), ..Timeouts::default() };
-    let appends = ConnectionManager::to(Arc::clone(&connections.primary), patient);
+    let appends = ConnectionManager::to(connections.primary.clone(), Purpose::Writing, patient);
     let mut appending = appends.connection().await.unwrap().redis;
     fleet.primary.signal(Signal::STOP);
     let waiting = tokio::spawn(async move {

@@ -1,27 +1,36 @@
 //! Subscriptions to real servers.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::redis::conn::subscription::{SubscriptionEvent, subscribe};
+use futures_util::future::BoxFuture;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::redis::conn::subscription::{Sink, SubscriptionEvent, Subscriptions};
 
 pub(super) type Events = Arc<Mutex<Vec<SubscriptionEvent>>>;
 
 /// Subscribes in the background and collects the events.
 fn listening(url: &str, options: TargetOptions) -> (Events, AbortOnDropHandle<()>) {
-    listening_on(Arc::new(PrimaryLocator::new(Arc::new(Target::new(url, options).unwrap()))))
+    listening_on(locator(Target::new(url, options).unwrap()))
 }
 
-pub(super) fn listening_on(primary: Arc<PrimaryLocator>) -> (Events, AbortOnDropHandle<()>) {
+/// Collects events.
+struct Collector(Events);
+
+impl Sink for Collector {
+    fn take(&self, event: SubscriptionEvent) -> BoxFuture<'_, bool> {
+        self.0.lock().unwrap().push(event);
+        Box::pin(std::future::ready(true))
+    }
+}
+
+pub(super) fn listening_on(primary: PrimaryLocator) -> (Events, AbortOnDropHandle<()>) {
     let events = Events::default();
-    let into = Arc::clone(&events);
-    let task = tokio::spawn(async move {
-        let sink = move |event| {
-            into.lock().unwrap().push(event);
-            std::future::ready(())
-        };
-        subscribe(primary, "{consent:0}:ch".to_owned(), Timeouts::default(), sink).await;
-    });
+    let subscriptions = Subscriptions::new(Arc::clone(primary.servers()), Timeouts::default());
+    subscriptions.add("{consent:0}:ch", primary, Arc::new(Collector(Arc::clone(&events))));
+    let task = tokio::spawn(async move { match Arc::new(subscriptions).run().await {} });
     (events, AbortOnDropHandle::new(task))
 }
 
@@ -101,34 +110,47 @@ async fn silent_server_loses_the_subscription() {
     until("another subscription", &events, 2, is_gap).await;
 }
 
+/// Blocks at each message until the gate is opened for good, and counts gaps.
+struct Blocking {
+    gate: Mutex<std::sync::mpsc::Receiver<()>>,
+    gaps: Arc<AtomicU64>,
+}
+
+impl Sink for Blocking {
+    fn take(&self, event: SubscriptionEvent) -> BoxFuture<'_, bool> {
+        match event {
+            SubscriptionEvent::Message(_) => drop(self.gate.lock().unwrap().recv()),
+            SubscriptionEvent::Gap => drop(self.gaps.fetch_add(1, Ordering::Relaxed)),
+            _ => {}
+        }
+        Box::pin(std::future::ready(true))
+    }
+}
+
 #[tokio::test]
 async fn slow_subscriber_gets_a_gap_and_holds_no_queue() {
     let limit = "pubsub 1mb 1mb 1";
     let server = Server::start(&["--client-output-buffer-limit", limit]).await;
-    let primary = Arc::new(PrimaryLocator::new(Arc::new(server.url().parse().unwrap())));
     let gaps = Arc::new(AtomicU64::new(0));
-    let inner_gaps = Arc::clone(&gaps);
     // The sink blocks on this channel until the sender is dropped.
     let (held, gate) = std::sync::mpsc::channel::<()>();
+    let sink = Blocking { gate: Mutex::new(gate), gaps: Arc::clone(&gaps) };
+    let (url, inner_gaps) = (server.url(), Arc::clone(&gaps));
     // On a thread of its own, because its sink blocks.
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listening = subscribe(primary, "c".to_owned(), Timeouts::default(), |event| {
-                match event {
-                    SubscriptionEvent::Message(_) => drop(gate.recv()),
-                    SubscriptionEvent::Gap => drop(inner_gaps.fetch_add(1, Ordering::Relaxed)),
-                    _ => {}
-                }
-                std::future::ready(())
-            });
+            let primary = locator(url.parse().unwrap());
+            let servers = Arc::clone(primary.servers());
+            let subscriptions = Subscriptions::new(servers, Timeouts::default());
+            subscriptions.add("c", primary, Arc::new(sink));
             let done = async {
                 in_time("the gaps", async || {
                     (inner_gaps.load(Ordering::Relaxed) >= 2).then_some(())
                 })
                 .await;
             };
-            tokio::select! { _ = listening => {}, () = done => {} }
+            tokio::select! { _ = Arc::new(subscriptions).run() => {}, () = done => {} }
         });
     });
     let gaps = &gaps;
