@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use super::fast_decode::RawCheckRequest;
 use super::pb;
-use crate::checker::{
-    CheckResult, InvalidForm, PartitionStatus, TablePhase, TableStatus, TemplateName,
-};
+use crate::checker::{CheckResult, InvalidForm, TemplateName};
 use crate::recorder::Refusal;
 use consentd_core::Violation;
 use consentd_core::decision::{Form, Reason};
