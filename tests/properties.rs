@@ -4,6 +4,8 @@
 mod dashmap_table;
 #[path = "properties/hot_table.rs"]
 mod hot_table;
+#[path = "properties/partitions.rs"]
+mod partitions;
 #[path = "../benches/hot_table/tables.rs"]
 #[allow(dead_code, reason = "the benchmark calls what the test does not")]
 mod tables;

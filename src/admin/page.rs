@@ -73,6 +73,8 @@ struct Page<'a> {
     remembered: u64,
     /// The businesses that are held, if not all are; and of how many.
     businesses: Option<(String, usize)>,
+    /// The partitions that are followed, if there are several, and how many of them are live.
+    partitions: Option<(usize, usize)>,
     staleness: String,
     staleness_share: f64,
     bound: String,
@@ -221,6 +223,10 @@ fn page(admin: &Admin, reloads: bool, check: Option<CheckSection>) -> Page<'_> {
         businesses: status.businesses.ids().map(|ids| {
             let count = ids.len();
             (ids.take(MAX_BUSINESSES).collect::<Vec<_>>().join(", "), count)
+        }),
+        partitions: (!status.partitions.is_empty()).then(|| {
+            let live = status.partitions.iter().filter(|one| one.phase == TablePhase::Live);
+            (status.partitions.len(), live.count())
         }),
         staleness: match status.phase {
             TablePhase::Loading => "–".to_owned(),

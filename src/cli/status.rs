@@ -1,5 +1,6 @@
 //! `status`: how current a sidecar is.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,9 +11,13 @@ use super::client::ClientArgs;
 use super::{Verdict, output, time};
 use crate::grpc::pb;
 use crate::grpc::pb::consent_service_client::ConsentServiceClient;
+use crate::grpc::pb::get_status_response::Phase;
 
 /// A smaller clock offset is not reported.
 const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(2);
+
+/// How many partitions that are not live are shown.
+const MAX_PARTITIONS: usize = 16;
 
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
@@ -47,6 +52,11 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     output::line(&format!("revision   {}", status.revision))?;
     output::line(&format!("pairs      {}", status.pairs))?;
     output::line(&format!("ledger     {}", status.ledger))?;
+    if !status.partitions.is_empty() {
+        for line in partition_lines(&status.partitions) {
+            output::line(&line)?;
+        }
+    }
     if status.business_count > 0 {
         output::line(&format!("businesses {}", businesses_text(&status)))?;
     }
@@ -63,6 +73,31 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     }
     output::line(&format!("version    {}", status.version))?;
     Ok(verdict)
+}
+
+/// The partitions: how many are followed, and how those are that are not live.
+fn partition_lines(partitions: &[pb::PartitionStatus]) -> Vec<String> {
+    let word = |phase: Phase| phase.as_str_name().trim_start_matches("PHASE_").to_lowercase();
+    let mut counts = BTreeMap::new();
+    for one in partitions {
+        *counts.entry(word(one.phase())).or_insert(0_usize) += 1;
+    }
+    let counts: Vec<_> = counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
+    let mut lines =
+        vec![format!("partitions {} followed: {}", partitions.len(), counts.join(", "))];
+    let faulty = || partitions.iter().filter(|one| one.phase() != Phase::Live);
+    lines.extend(faulty().take(MAX_PARTITIONS).map(|one| {
+        let proven = match one.phase() {
+            Phase::Loading => "never proven".to_owned(),
+            _ => format!("proven {} ago", output::duration_text(one.staleness.as_ref())),
+        };
+        format!("           {} {}, {proven}: {}", one.number, word(one.phase()), one.cause)
+    }));
+    let more = faulty().count().saturating_sub(MAX_PARTITIONS);
+    if more > 0 {
+        lines.push(format!("           and {more} more"));
+    }
+    lines
 }
 
 /// The businesses that the sidecar holds.

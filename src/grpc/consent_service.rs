@@ -22,7 +22,7 @@ use super::fast_decode::{BatchResponseEncoder, RawCheckRequest};
 use super::method::Method;
 use super::pb::batch_can_send_result::Result as Pb;
 use super::watch_consents::{self, WatchService};
-use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status};
+use super::{MAX_BATCH_BYTES, MAX_REQUEST_BYTES, convert, deadline, pb, status, table_status};
 use crate::budget::{Charge, Pool};
 use crate::checker::{CheckError, CheckRequest, CheckResult, Checker, KnownPair, RevisionTimeout};
 use crate::metrics::Metrics;
@@ -331,7 +331,7 @@ impl CheckService {
     }
 
     fn get_status(&self) -> Response<pb::GetStatusResponse> {
-        Response::new(convert::status(self.checker.status(), self.ledger.clone()))
+        Response::new(table_status::status(self.checker.status(), self.ledger.clone()))
     }
 }
 

@@ -27,6 +27,7 @@ mod roles;
 mod router;
 mod status;
 mod stream_can_send;
+mod table_status;
 pub mod watch_consents;
 
 use std::time::Duration;

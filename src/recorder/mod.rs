@@ -38,6 +38,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use self::append_tracker::AppendTracker;
@@ -58,7 +59,6 @@ use consentd_core::keyword::KeywordBook;
 use consentd_core::record::Outcome;
 use consentd_core::state::TooManyScopes;
 use consentd_core::submission::Submission;
-use consentd_core::time::Timestamp;
 use consentd_ledger::{
     Appended, FollowTimeout, FollowerPosition, Ledger, LedgerError, MAX_APPEND, UnreadableRecord,
 };
@@ -290,19 +290,10 @@ impl Recorder {
         if transactions.is_empty() {
             return;
         }
-        let clock = match self.read_pairs(secret, &mut transactions).await {
-            Ok(clock) => clock,
-            Err(error) => {
-                let refusal = error.into();
-                for transaction in transactions {
-                    transaction.fail(&refusal, results);
-                }
-                return;
-            }
-        };
+        transactions = self.read_pairs(secret, transactions, results).await;
         let mut propagations = Vec::new();
         for attempt in 0..MAX_TRIES {
-            let mut prepared = self.prepare(secret, transactions, clock, results).await;
+            let mut prepared = self.prepare(secret, transactions, results).await;
             let changes: Vec<_> =
                 prepared.iter_mut().flat_map(PreparedTransaction::take_changes).collect();
             let count = changes.len();
@@ -330,30 +321,63 @@ impl Recorder {
         self.propagate_all(tracker, secret, propagations, results).await;
     }
 
-    /// Reads the records of the pairs and of the ids that their events link them to, in one read.
-    /// Returns the ledger's clock.
-    async fn read_pairs(
+    /// Reads the records of the pairs and of the ids that their events link them to, each partition in one read,
+    /// with its clock. Returns the transactions whose partitions could be read; the others fail.
+    async fn read_pairs<'a>(
         &self,
         secret: &KeySecret,
-        transactions: &mut [PairTransaction<'_>],
-    ) -> Result<Timestamp, LedgerError> {
-        let mut keys: Vec<Key> = transactions.iter().map(|one| one.key).collect();
+        mut transactions: Vec<PairTransaction<'a>>,
+        results: &mut Results,
+    ) -> Vec<PairTransaction<'a>> {
+        // The identity was read, and with it the layout.
+        let layout = self.ledger.known_layout().unwrap_or_default();
+        let mut keys: BTreeMap<u32, Vec<Key>> = BTreeMap::new();
+        let mut push = |key: Key| keys.entry(layout.partition_of(key)).or_default().push(key);
         let mut others = Vec::new();
         for (index, transaction) in transactions.iter().enumerate() {
+            push(transaction.key);
             others.extend(transaction.named_keys(secret).map(|key| (index, key)));
         }
-        keys.extend(others.iter().map(|(_, key)| *key));
-        let read = self.ledger.read(keys).await?;
-        let mut stored = read.pairs.into_iter();
-        for (transaction, stored) in transactions.iter_mut().zip(stored.by_ref()) {
-            transaction.stored = stored;
-        }
-        for ((index, key), stored) in others.into_iter().zip(stored) {
-            if let (Some(transaction), Ok(stored)) = (transactions.get_mut(index), stored) {
-                transaction.others.push((key, stored));
+        others.iter().for_each(|(_, key)| push(*key));
+        let reads = keys.into_iter().map(|(partition, keys)| async move {
+            (partition, keys.clone(), self.ledger.read(keys).await)
+        });
+        let (mut clocks, mut failed, mut stored) = (HashMap::new(), HashMap::new(), HashMap::new());
+        for (partition, keys, read) in join_all(reads).await {
+            match read {
+                Ok(read) => {
+                    clocks.insert(partition, read.clock);
+                    stored.extend(keys.into_iter().zip(read.pairs));
+                }
+                Err(error) => {
+                    failed.insert(partition, Refusal::from(error));
+                }
             }
         }
-        Ok(read.clock)
+        for (index, key) in &others {
+            if let (Some(transaction), Some(Ok(stored))) =
+                (transactions.get_mut(*index), stored.get(key))
+            {
+                transaction.others.push((*key, stored.clone()));
+            }
+        }
+        let mut read = Vec::with_capacity(transactions.len());
+        for mut transaction in transactions {
+            let partition = layout.partition_of(transaction.key);
+            let named = transaction.named_keys(secret).map(|key| layout.partition_of(key));
+            let refusal = std::iter::once(partition).chain(named).find_map(|one| failed.get(&one));
+            match (refusal, clocks.get(&partition), stored.remove(&transaction.key)) {
+                (None, Some(clock), Some(stored)) => {
+                    (transaction.clock, transaction.stored) = (*clock, stored);
+                    read.push(transaction);
+                }
+                (refusal, ..) => {
+                    let missing = Refusal::Ledger(LedgerError::Closed);
+                    transaction.fail(refusal.unwrap_or(&missing), results);
+                }
+            }
+        }
+        read
     }
 
     /// Applies the rules to the events of every pair. A pair that cannot be read fails here.
@@ -361,7 +385,6 @@ impl Recorder {
         &self,
         secret: &KeySecret,
         transactions: Vec<PairTransaction<'a>>,
-        clock: Timestamp,
         results: &mut Results,
     ) -> Vec<PreparedTransaction<'a>> {
         // The keys that this append changes: an append must not change a pair twice.
@@ -371,7 +394,7 @@ impl Recorder {
         }
         let mut prepared = Vec::with_capacity(transactions.len());
         for transaction in transactions {
-            match self.update_pair(secret, &transaction, clock, &mut claimed).await {
+            match self.update_pair(secret, &transaction, &mut claimed).await {
                 Ok(update) => prepared.push(transaction.prepared(update)),
                 Err(refusal) => transaction.fail(&refusal, results),
             }

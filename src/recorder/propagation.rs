@@ -14,6 +14,7 @@ use super::transaction::{PairTransaction, Results};
 use super::{MAX_TRIES, Recorded, Recorder, Refusal, pause};
 use consentd_core::event::What;
 use consentd_core::id::{Key, KeySecret};
+use consentd_core::partition::Layout;
 use consentd_core::record::{Link, Revision};
 use consentd_core::submission::Submission;
 use consentd_core::time::Timestamp;
@@ -55,21 +56,38 @@ impl PendingPropagation {
     }
 }
 
-/// The last revision of changes that were all appended, or `None` if one was not.
-pub(super) fn last_revision(appended: &[Appended]) -> Option<Revision> {
+/// The last revision, in the pair's own partition, of changes that were all appended, or `None` if one was not.
+/// `here` says which of them are in that partition: revisions of others say nothing about the pair.
+pub(super) fn last_revision(appended: &[Appended], here: &[bool]) -> Option<Revision> {
+    let mut here = here.iter();
     appended.iter().try_fold(0, |last: Revision, outcome| match outcome {
-        Appended::Committed(revision) => Some(last.max(*revision)),
+        Appended::Committed(revision) if here.next() == Some(&true) => Some(last.max(*revision)),
+        Appended::Committed(_) => Some(last),
         _ => None,
     })
+}
+
+fn places(changes: &[Change], layout: Layout, own: Key) -> Vec<bool> {
+    let own = layout.partition_of(own);
+    changes.iter().map(|change| layout.partition_of(change.key) == own).collect()
 }
 
 /// The changes of linked ids that are appended together with a pair's own change.
 #[derive(Default)]
 pub(super) struct LinkedChanges {
     pub(super) changes: Vec<Change>,
+    /// Which of them are in the pair's own partition.
+    pub(super) here: Vec<bool>,
     /// Whether these changes only compare, because every id holds what it should already. Appending
     /// them then proves that.
     pub(super) proves: bool,
+}
+
+impl LinkedChanges {
+    /// Notes which changes are in the partition of the pair with this key.
+    pub(super) fn place(&mut self, layout: Layout, own: Key) {
+        self.here = places(&self.changes, layout, own);
+    }
 }
 
 impl Recorder {
@@ -128,7 +146,7 @@ impl Recorder {
     }
 
     /// Propagates the denials and links of one pair, until it is proven that every linked id denies
-    /// what any of them denies. Returns the last revision of all ids.
+    /// what any of them denies. Returns the last revision of all ids in the pair's own partition.
     async fn propagate(
         &self,
         tracker: &AppendTracker<'_>,
@@ -145,9 +163,13 @@ impl Recorder {
                     Step::Append(changes) => break changes,
                 }
             };
+            // The first change is of the id that the event was given under.
+            let own = changes.first().map(|change| change.key);
+            let layout = self.ledger.known_layout().unwrap_or_default();
+            let here = own.map(|own| places(&changes, layout, own)).unwrap_or_default();
             let appended = tracker.append(changes, Origin::Propagation).await?;
-            if let Some(revision) = round.appended(&appended)? {
-                return Ok(revision);
+            if round.appended(&appended)?.is_some() {
+                return Ok(last_revision(&appended, &here).unwrap_or_default());
             }
             if appended.iter().any(|outcome| matches!(outcome, Appended::Conflict(_))) {
                 pause(attempt).await;
@@ -216,5 +238,5 @@ pub(super) fn linked_changes(
     let proves = writes_nothing(&own)
         && changes.iter().all(writes_nothing)
         && propagation.links.iter().all(is_known);
-    LinkedChanges { changes, proves }
+    LinkedChanges { changes, here: Vec::new(), proves }
 }

@@ -60,6 +60,8 @@ pub(super) struct PairTransaction<'a> {
     events: Vec<CallEvent<'a>>,
     /// The pair's record as last read, from which the next attempt starts.
     pub(super) stored: Result<StoredRecord, UnreadableRecord>,
+    /// The clock of the pair's partition, as first read.
+    pub(super) clock: Timestamp,
     /// The records of the ids that the events link this one to, as first read. Unreadable records are
     /// left out.
     pub(super) others: Vec<(Key, StoredRecord)>,
@@ -67,7 +69,8 @@ pub(super) struct PairTransaction<'a> {
 
 impl<'a> PairTransaction<'a> {
     pub(super) fn new(key: Key) -> Self {
-        Self { key, events: Vec::new(), stored: Ok(StoredRecord::default()), others: Vec::new() }
+        let (events, stored, others) = (Vec::new(), Ok(StoredRecord::default()), Vec::new());
+        Self { key, events, stored, clock: Timestamp::MIN, others }
     }
 
     pub(super) fn add(&mut self, position: usize, submission: &'a Submission) {
@@ -102,13 +105,14 @@ impl<'a> PairTransaction<'a> {
     pub(super) fn prepared(self, update: PreparedUpdate) -> PreparedTransaction<'a> {
         let PreparedUpdate { outcomes, change, linked, propagation } = update;
         let must_propagate = propagation.waits.contains(&true);
-        let LinkedChanges { changes, proves } = linked;
+        let LinkedChanges { changes, here, proves } = linked;
         let changes: Vec<_> = std::iter::once(change).chain(changes).collect();
         PreparedTransaction {
             transaction: self,
             outcomes,
             change_count: changes.len(),
             changes,
+            here,
             proves,
             propagation: Some(propagation).filter(|_| must_propagate),
         }
@@ -132,6 +136,8 @@ pub(super) struct PreparedTransaction<'a> {
     /// The pair's own change, then the changes of linked ids.
     changes: Vec<Change>,
     change_count: usize,
+    /// Which changes of linked ids are in the pair's own partition, in their order.
+    here: Vec<bool>,
     /// Whether appending these changes proves that all linked ids hold what any of them denies.
     proves: bool,
     /// What must hold under linked ids before some of the events are acknowledged.
@@ -204,7 +210,7 @@ impl<'a> PreparedTransaction<'a> {
             outcomes: self.outcomes,
             propagation,
         };
-        match propagation::last_revision(linked).filter(|_| self.proves) {
+        match propagation::last_revision(linked, &self.here).filter(|_| self.proves) {
             Some(revision) => {
                 pending.resolve(&Ok(revision), results);
                 Resolution::Resolved
@@ -249,9 +255,9 @@ impl Recorder {
         &self,
         secret: &KeySecret,
         transaction: &PairTransaction<'_>,
-        clock: Timestamp,
         claimed: &mut HashSet<Key>,
     ) -> Result<PreparedUpdate, Refusal> {
+        let clock = transaction.clock;
         let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
         let history = self.history_for(transaction, stored).await?;
         let linked_ids = self.read_linked_ids(secret, transaction, stored).await?;
@@ -260,8 +266,10 @@ impl Recorder {
         let mut update = update.with_linked(propagation::linked_state(linked_ids.as_ref()));
         let outcomes: Vec<Recorded> =
             transaction.submissions().map(|one| update.add(one, secret)).collect();
-        let linked =
+        let mut linked =
             propagation::linked_changes(linked_ids, transaction, &update, stored, clock, claimed);
+        let layout = self.ledger.known_layout().unwrap_or_default();
+        linked.place(layout, transaction.key);
         let propagation = update.propagation().clone();
         let last = transaction.submissions().next_back();
         let change = update.into_change(transaction.key, last);

@@ -7,8 +7,9 @@
 //! template and the account. Each is looked up in its own table, and the answer is as current as the least current
 //! of them: see [`Freshness::joined`]. Its revision is that of the user's own partition.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
@@ -46,9 +47,9 @@ pub(super) struct Divided {
     tables: Box<[ArcSwapOption<Table>]>,
     /// The businesses that questions are answered about: all of their partitions were loaded.
     held: ArcSwap<Businesses>,
-    /// The partitions that were followed at the start.
-    initial: Box<[u32]>,
-    /// Whether all of those were loaded once.
+    /// The partitions that were followed at the start, and were never loaded so far.
+    awaited: Mutex<BTreeSet<u32>>,
+    /// Whether there are none of them any more.
     is_ready: AtomicBool,
 }
 
@@ -87,7 +88,8 @@ impl Tables {
         if layout.partitions() > 1 {
             let tables = layout.all().map(|_| ArcSwapOption::empty()).collect();
             let (held, is_ready) = (ArcSwap::from_pointee(held), AtomicBool::new(false));
-            let divided = Divided { layout, tables, held, initial: initial.into(), is_ready };
+            let awaited = Mutex::new(initial.iter().copied().collect());
+            let divided = Divided { layout, tables, held, awaited, is_ready };
             // A second layout would be another ledger's, whose pages are refused.
             let _ = self.divided.set(divided);
         }
@@ -115,7 +117,10 @@ impl Tables {
 
     /// Takes the table of a partition away, whose pairs are then not known. It is freed with its writer.
     pub fn remove(&self, partition: u32) {
-        if let Some(slot) = self.divided.get().and_then(|divided| divided.slot(partition)) {
+        let Some(divided) = self.divided.get() else { return };
+        // A partition whose last business was removed is not waited for.
+        divided.awaited().remove(&partition);
+        if let Some(slot) = divided.slot(partition) {
             slot.store(None);
         }
     }
@@ -165,9 +170,9 @@ impl Tables {
         if divided.is_ready.load(Ordering::Acquire) {
             return true;
         }
-        // A partition whose last business was removed is not waited for.
-        let mut initial = divided.initial.iter();
-        let is_ready = initial.all(|number| divided.at(*number, is_loaded).unwrap_or(true));
+        let mut awaited = divided.awaited();
+        awaited.retain(|number| !divided.at(*number, is_loaded).unwrap_or(false));
+        let is_ready = awaited.is_empty();
         divided.is_ready.fetch_or(is_ready, Ordering::AcqRel);
         is_ready
     }
@@ -317,6 +322,10 @@ impl Tables {
 impl Divided {
     fn slot(&self, partition: u32) -> Option<&ArcSwapOption<Table>> {
         self.tables.get(usize::try_from(partition).ok()?)
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn at<T>(&self, partition: u32, read: impl FnOnce(&Table) -> T) -> Option<T> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
+use consentd::metrics::{PartitionGauges, TableGauges};
 use prometheus::proto::{MetricFamily, MetricType};
 
 /// A table that is generated.
@@ -134,18 +135,25 @@ fn metrics() -> String {
 pub(crate) fn families() -> Vec<MetricFamily> {
     let registry = prometheus::Registry::new();
     let metrics = consentd::metrics::Metrics::new(registry.clone()).expect("every name is free");
-    let gauges = consentd::metrics::TableGauges {
+    let gauges = TableGauges {
         staleness: Duration::ZERO,
-        revision: 0,
         pairs: 0,
         bytes: 0,
         clock_offset: 0.0,
         remembered: 0,
         businesses: 0,
+        is_divided: true,
+        partitions: vec![PartitionGauges {
+            number: 0,
+            staleness: Duration::ZERO,
+            revision: 0,
+            pairs: 0,
+            is_live: false,
+        }],
     };
     // The series of a receiver are those of its numbers.
     metrics.webhook_receives(["106540352242922"]);
-    metrics.render(gauges).expect("what was registered can be rendered");
+    metrics.render(&gauges).expect("what was registered can be rendered");
     registry.gather()
 }
 

@@ -35,6 +35,7 @@ mod operators;
 mod own_files;
 mod page;
 mod partial;
+mod partitions;
 mod proof;
 mod resolution;
 mod rng;

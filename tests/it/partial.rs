@@ -28,9 +28,14 @@ const OTHER_SNAPSHOT: &str = "consent_snapshots_refused_total{cause=\"businesses
 
 /// A server with an empty ledger, and the ledger's address.
 fn ledger() -> (Redis, String) {
+    ledger_of(&["--buckets", "32"])
+}
+
+/// The same with these flags of `init`.
+fn ledger_of(flags: &[&str]) -> (Redis, String) {
     let redis = Redis::start(&[]);
     let ledger = ledger_at(&redis.address());
-    init(&ledger, &["--buckets", "32"]);
+    init(&ledger, flags);
     (redis, ledger)
 }
 
@@ -183,6 +188,17 @@ fn name(path: &Path, businesses: &[&str]) {
 #[tokio::test]
 async fn businesses_come_and_go_while_stops_are_recorded_and_others_are_answered() {
     let (_redis, ledger) = ledger();
+    businesses_come_and_go(ledger).await;
+}
+
+/// A business' pairs are in partitions that are followed for it alone, and in ones that both share.
+#[tokio::test]
+async fn so_they_do_where_the_ledger_has_several_partitions() {
+    let (_redis, ledger) = ledger_of(&["--partitions", "8", "--spread", "4", "--buckets", "4"]);
+    businesses_come_and_go(ledger).await;
+}
+
+async fn businesses_come_and_go(ledger: String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("businesses");
     name(&path, &["acme"]);

@@ -102,13 +102,13 @@ impl World {
 
 fn written(version: Version) -> AppendReceipt {
     let outcome = Appended::Committed(version.revision);
-    AppendReceipt { outcome, head_prefix: version.head_prefix, maybe_written: false }
+    AppendReceipt { outcome, partition: 0, head_prefix: version.head_prefix, maybe_written: false }
 }
 
 /// A conflict. The caller reads the record that came first by itself.
 fn conflict() -> AppendReceipt {
     let outcome = Appended::Conflict(Ok(StoredRecord::default()));
-    AppendReceipt { outcome, head_prefix: 0, maybe_written: false }
+    AppendReceipt { outcome, partition: 0, head_prefix: 0, maybe_written: false }
 }
 
 impl World {

@@ -182,7 +182,8 @@ impl World {
             (None, _) => true,
         };
         // What was written behind the log's back has no revision to wait for.
-        call.sent.versions().iter().filter(|version| version.revision > 0).all(has)
+        let versions = call.sent.versions().into_iter().map(|(_, version)| version);
+        versions.filter(|version| version.revision > 0).all(|version| has(&version))
     }
 
     /// Something was lost: the other process sees it some time later.

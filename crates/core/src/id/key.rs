@@ -49,7 +49,7 @@ impl Spread {
     /// The spread of what is no person: templates, and the account of a business.
     pub const FIRST: Self = Self(0);
 
-    /// The spread of a phone number: the finalizer of SplitMix64, whose output bits depend on all input bits.
+    /// The spread of a phone number: the finalizer of `SplitMix64`, whose output bits depend on all input bits.
     #[inline]
     pub(super) fn of_number(value: u64, len: usize) -> Self {
         let mut bits = value ^ u64::try_from(len).unwrap_or_default().rotate_right(8);

@@ -1,0 +1,201 @@
+//! Sidecars over a ledger of several partitions.
+
+use std::time::Duration;
+
+use consentd::grpc::pb;
+use consentd::grpc::pb::Reason;
+use consentd::grpc::pb::batch_can_send_result::Result as Answered;
+use consentd::grpc::pb::get_status_response::Phase;
+use consentd::grpc::pb::watch_consents_response::What;
+use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::partition::Layout;
+use tokio::time::timeout;
+
+use crate::faults::redis::Redis;
+use crate::faults::stage::{init, ledger_at, live_within, metric, serve, status};
+use crate::sidecar::{PATIENCE, Sidecar, event, eventually, opt_in, opt_out, question, run};
+use crate::webhook::client::{answers, reason};
+
+const BUSINESS: &str = "acme";
+
+fn layout() -> Layout {
+    Layout::new(8, 4).unwrap()
+}
+
+/// A server with a ledger of eight partitions, each business in four of them.
+fn ledger() -> (Redis, String) {
+    let redis = Redis::start(&[]);
+    let ledger = ledger_at(&redis.address());
+    init(&ledger, &["--partitions", "8", "--spread", "4", "--buckets", "4"]);
+    (redis, ledger)
+}
+
+async fn live(ledger: &str, flags: &[&str]) -> Sidecar {
+    let flags = [&["--record", "127.0.0.1:0", "--max-staleness", "2s"], flags].concat();
+    let sidecar = serve(ledger, &flags, &[]);
+    live_within(&sidecar, PATIENCE).await;
+    sidecar
+}
+
+fn user(number: u32) -> String {
+    format!("155501{number:05}")
+}
+
+/// The partition of a user's pair.
+fn partition(user: &str) -> u32 {
+    let (user, business) = (UserId::parse(user).unwrap(), BusinessId::parse(BUSINESS).unwrap());
+    layout().partition_of(KeySecret::new(&[0; 16]).key(&user, business))
+}
+
+/// Records an event; gives the revision that the answer names.
+async fn record(sidecar: &Sidecar, user: &str, what: pb::consent_event::What, id: &str) -> u64 {
+    let mut event = event(user, BUSINESS, what);
+    event.request_id = format!("{user} {id}");
+    sidecar.records().await.record_event(event).await.expect("recorded").into_inner().revision
+}
+
+#[tokio::test]
+async fn what_is_recorded_in_any_partition_is_enforced_everywhere_and_told_to_watchers() {
+    let (_redis, ledger) = ledger();
+    let (recorder, reader) = (live(&ledger, &[]).await, live(&ledger, &[]).await);
+    let mut client = reader.checks().await;
+    let request = pb::WatchConsentsRequest { business_id: String::new() };
+    let mut watch = client.watch_consents(request).await.unwrap().into_inner();
+    let mut revisions = Vec::new();
+    for number in 0..20 {
+        revisions.push(record(&recorder, &user(number), opt_in("marketing"), "in").await);
+        let own = reason(&recorder, &user(number), BUSINESS, "marketing").await;
+        assert_eq!(own, Reason::OptedIn, "its own table has it before it is acknowledged");
+    }
+    // A check that names the revision waits for the pair's partition, one by one and in a batch.
+    let asked = |number: u32| pb::CanSendRequest {
+        min_revision: revisions[number as usize],
+        ..question(&user(number), BUSINESS, "marketing")
+    };
+    for number in 0..20 {
+        let answer = client.can_send(asked(number)).await.unwrap().into_inner();
+        assert_eq!(answer.reason(), Reason::OptedIn);
+    }
+    let batch = pb::BatchCanSendRequest { requests: (0..20).map(asked).collect() };
+    let results = client.batch_can_send(batch).await.unwrap().into_inner().results;
+    for result in results {
+        let Some(Answered::Response(answer)) = result.result else { panic!("{result:?}") };
+        assert_eq!(answer.reason(), Reason::OptedIn);
+    }
+    let mut told = std::collections::BTreeSet::new();
+    let watching = async {
+        while told.len() < 20 {
+            match watch.message().await.unwrap().unwrap().what.unwrap() {
+                What::Changed(changed) => drop(told.insert(changed.user_id)),
+                What::Checkpoint(point) => assert_eq!(point.partition_revisions.len(), 8),
+                what => panic!("{what:?}"),
+            }
+        }
+    };
+    timeout(PATIENCE, watching).await.expect("each is told of");
+    // Exports and what falls due go through all partitions.
+    let mut records = recorder.records().await;
+    let export = records.export_events(pb::ExportEventsRequest::default()).await;
+    let mut export = export.unwrap().into_inner();
+    let mut exported = 0;
+    while export.message().await.unwrap().is_some() {
+        exported += 1;
+    }
+    assert_eq!(exported, 20);
+    // It says how its partitions are.
+    let told = status(&reader).await;
+    assert_eq!((told.partitions.len(), told.partition_revisions.len(), told.pairs), (8, 8, 20));
+    assert_eq!(told.revision, told.partition_revisions.iter().sum::<u64>());
+    assert!(told.partitions.iter().all(|one| one.phase() == Phase::Live && one.cause.is_empty()));
+    let own = partition(&user(0));
+    let pairs = (0..20).filter(|number| partition(&user(*number)) == own).count();
+    let label = format!("consent_partition_pairs{{partition=\"{own}\"}}");
+    assert_eq!(metric(&reader, &label).await.to_string(), pairs.to_string());
+    let (_, printed, _) = run(&["status", "--addr", &reader.grpc]);
+    assert!(printed.contains("partitions 8 followed"), "{printed}");
+    let (_, page) = reader.get("/").await;
+    assert!(page.contains("8 partitions"), "{page}");
+}
+
+#[tokio::test]
+async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
+    let (redis, ledger) = ledger();
+    let sidecar = live(&ledger, &[]).await;
+    let users: Vec<_> = (0..12).map(user).collect();
+    for user in &users {
+        record(&sidecar, user, opt_in("marketing"), "in").await;
+    }
+    let lost = partition(&users[0]);
+    assert!(users.iter().any(|user| partition(user) != lost));
+    // As an operator's mistake would: its meta is renamed.
+    let keys = redis.command(&["KEYS", &format!("*:{lost}}}:meta")]);
+    let keys = format!("{keys:?}");
+    let name = keys.split('"').nth(1).unwrap_or_else(|| panic!("{keys}")).to_owned();
+    redis.command(&["RENAME", &name, "elsewhere"]);
+    for user in &users {
+        let wanted = if partition(user) == lost { Reason::Stale } else { Reason::OptedIn };
+        answers(&sidecar, user, BUSINESS, "marketing", wanted).await;
+    }
+    let told = status(&sidecar).await;
+    assert_eq!(told.phase(), Phase::Invalid);
+    assert!(told.cause.starts_with(&format!("partition {lost}: ")), "{}", told.cause);
+    let live_ones = told.partitions.iter().filter(|one| one.phase() == Phase::Live).count();
+    assert_eq!(live_ones, 7);
+    let label = format!("consent_partition_live{{partition=\"{lost}\"}}");
+    assert!(metric(&sidecar, &label).await < 0.5);
+    let (code, _) = sidecar.get("/readyz").await;
+    assert_eq!(code, 200, "a fault of the ledger takes nothing out of service");
+    // What is recorded elsewhere is acknowledged all the same, in one call with what cannot be.
+    let other = users.iter().find(|user| partition(user) != lost).unwrap();
+    record(&sidecar, other, opt_out("*"), "out").await;
+    assert_eq!(reason(&sidecar, other, BUSINESS, "marketing").await, Reason::OptedOutAll);
+    redis.command(&["RENAME", "elsewhere", &name]);
+    live_within(&sidecar, PATIENCE).await;
+    answers(&sidecar, &users[0], BUSINESS, "marketing", Reason::OptedIn).await;
+}
+
+#[tokio::test]
+async fn partial_sidecar_follows_the_partitions_of_its_businesses_and_saves_each_table() {
+    let (_redis, ledger) = ledger();
+    let full = live(&ledger, &[]).await;
+    for number in 0..40 {
+        record(&full, &user(number), opt_in("marketing"), "in").await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table");
+    let flags = ["--business", BUSINESS, "--snapshot", path.to_str().unwrap()];
+    let flags = [&flags[..], &["--snapshot-every", "never"]].concat();
+    let mut sidecar = live(&ledger, &flags).await;
+    let mut own: Vec<u32> =
+        layout().partitions_of(BusinessId::parse(BUSINESS).unwrap().tag()).collect();
+    own.sort_unstable();
+    for is_warm in [false, true] {
+        let told = status(&sidecar).await;
+        let followed: Vec<u32> = told.partitions.iter().map(|one| one.number).collect();
+        assert_eq!((followed, told.pairs), (own.clone(), 40));
+        assert_eq!(
+            sidecar.said().contains("a saved table was read"),
+            is_warm,
+            "{}",
+            sidecar.said()
+        );
+        record(&sidecar, &user(0), opt_out("*"), if is_warm { "warm" } else { "cold" }).await;
+        answers(&sidecar, &user(0), BUSINESS, "marketing", Reason::OptedOutAll).await;
+        // Nobody follows the partitions of another business here, and its events are acknowledged all the same.
+        let mut elsewhere = event(&user(1), "globex", opt_out("*"));
+        elsewhere.request_id = format!("elsewhere {is_warm}");
+        let mut records = sidecar.records().await;
+        let recorded = records.record_event(elsewhere);
+        timeout(Duration::from_secs(4), recorded).await.unwrap().unwrap();
+        if !is_warm {
+            sidecar.signal("TERM");
+            eventually("it saved its tables", || async {
+                own.iter().all(|number| folder.path().join(format!("table.{number}")).exists())
+            })
+            .await;
+            drop(sidecar);
+            sidecar = live(&ledger, &flags).await;
+        }
+    }
+    assert!(!path.exists(), "no file of a ledger in one partition");
+}
