@@ -27,8 +27,9 @@ use consentd::metrics::Metrics;
 use consentd::recorder::{MAX_EVENTS, Recorder};
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::partition::Layout;
 use consentd_core::submission::Submission;
-use consentd_ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
+use consentd_ledger::{Ledger, Options, Redis, Shape, Target, TargetOptions, create};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio_util::sync::CancellationToken;
 
@@ -75,7 +76,7 @@ impl Books {
     async fn open(stop: &CancellationToken) -> Self {
         let server = redis_server::Redis::start(&["--save", "", "--appendonly", "no"]);
         let target = Target::new(&url(&server), TargetOptions::default()).unwrap();
-        create(target.clone(), BUCKETS).await.unwrap();
+        create(target.clone(), Shape { layout: Layout::SINGLE, buckets: BUCKETS }).await.unwrap();
         let (ledger, driver) = Redis::new(target, Options::default());
         tokio::spawn(driver.run(stop.clone()));
         let keywords = Keywords::new(KeywordLists::default());

@@ -1,7 +1,11 @@
-//! What followers cost one Redis: commands, bytes and CPU, idle and while others write; with as
-//! many as fit here, and from that for a thousand sidecars.
+//! What sidecars cost one Redis: commands, bytes and CPU, idle and while others write, beyond what the writes
+//! themselves cost; and from that for a thousand sidecars. In one run:
 //!
-//! `cargo bench --bench fleet` begins 200 followers; `-- 50` so many.
+//! - full sidecars of a ledger with one partition,
+//! - full sidecars of a ledger with 64 partitions,
+//! - sidecars for one of its 100 equal businesses.
+//!
+//! `cargo bench --bench fleet` begins 50 sidecars of each kind; `-- 20` so many.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -19,21 +23,27 @@ mod servers;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use consentd::follower::Follower;
+use consentd::follower::Followers;
 use consentd::follower::scheduler::period;
 use consentd::metrics::Metrics;
 use consentd::recorder::{MAX_EVENTS, Recorder};
-use consentd::table::{self, Table, Validity};
+use consentd::table::{Tables, Validity};
+use consentd_core::businesses::{BusinessSet, Businesses};
 use consentd_core::event::{Event, PlatformNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::partition::Layout;
 use consentd_core::scope::Scope;
 use consentd_core::submission::Submission;
-use consentd_ledger::{Ledger, Options, Redis, Target, TargetOptions, create};
+use consentd_ledger::{Ledger, Options, Redis, Shape, Target, TargetOptions, create};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A bucket of each has as many pairs as one of 8,192 has of a million.
+/// A bucket has as many pairs as one of 8,192 has of a million.
 const BUCKETS: u32 = 64;
 const PAIRS: u32 = BUCKETS * 122;
+
+/// How many businesses have as many pairs each.
+const BUSINESSES: u32 = 100;
 
 /// As by default.
 const BOUND: Duration = Duration::from_secs(5);
@@ -45,37 +55,76 @@ const WHILE: Duration = Duration::from_secs(20);
 /// What a fleet is.
 const FLEET: f64 = 1_000.0;
 
+/// How many events are recorded in a second.
+const RATES: [u32; 2] = [0, 1_000];
+
+/// A kind of sidecar, and of the ledger that it follows.
+struct Kind {
+    name: &'static str,
+    layout: (u32, u32),
+    is_partial: bool,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind { name: "full, one partition", layout: (1, 1), is_partial: false },
+    Kind { name: "full, 64 partitions", layout: (64, 4), is_partial: false },
+    Kind { name: "one of 100 businesses, 64 partitions", layout: (64, 4), is_partial: true },
+];
+
 fn main() {
-    let most = std::env::args().skip(1).find_map(|arg| arg.parse::<usize>().ok()).unwrap_or(200);
+    let count = std::env::args().skip(1).find_map(|arg| arg.parse::<usize>().ok()).unwrap_or(50);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let server = redis_server::Redis::start(&["--save", "", "--appendonly", "no"]);
-        let url = format!("redis://127.0.0.1:{}", server.port());
-        create(target(&url), BUCKETS).await.unwrap();
-        let stop = CancellationToken::new();
-        let recorder = recorder(&url, &stop);
-        let pairs: Vec<u32> = (0..PAIRS).collect();
-        for some in pairs.chunks(MAX_EVENTS) {
-            record(&recorder, some.iter().copied()).await;
+        let mut all = Vec::new();
+        for kind in &KINDS {
+            all.push(measure(kind, count).await);
         }
-        let mut followers: Vec<Table> = Vec::new();
-        for count in [1, most / 4, most] {
-            while followers.len() < count {
-                followers.push(follow(&url, &stop));
-            }
-            for table in &followers {
-                while table.freshness().validity != Validity::Valid {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            }
-            tokio::time::sleep(SCRUB).await;
-            for rate in [0, 100, 1_000] {
-                let cost = cost(&server, &recorder, rate).await;
-                tell(count, rate, &cost);
-            }
+        for (number, rate) in RATES.into_iter().enumerate() {
+            let [one, full, partial] = [0, 1, 2].map(|kind| all[kind][number]);
+            println!(
+                "{rate} writes a second, a sidecar for one of 100 businesses by a full one of the same \
+                 ledger: {:.3} of the bytes, {:.3} of the CPU; by a full one of one partition: {:.3} and {:.3}",
+                partial.bytes() / full.bytes(),
+                partial.cpu / full.cpu,
+                partial.bytes() / one.bytes(),
+                partial.cpu / one.cpu,
+            );
         }
-        stop.cancel();
     });
+}
+
+/// Measures what each of so many sidecars costs at each rate.
+async fn measure(kind: &Kind, count: usize) -> Vec<Done> {
+    let server = redis_server::Redis::start(&["--save", "", "--appendonly", "no"]);
+    let url = format!("redis://127.0.0.1:{}", server.port());
+    let layout = Layout::new(kind.layout.0, kind.layout.1).unwrap();
+    create(target(&url), Shape::new(layout, BUCKETS).unwrap()).await.unwrap();
+    let stop = CancellationToken::new();
+    let recorder = recorder(&url, &stop);
+    let pairs: Vec<u32> = (0..PAIRS).collect();
+    for some in pairs.chunks(MAX_EVENTS) {
+        record(&recorder, some.iter().copied()).await;
+    }
+    let mut before = Vec::new();
+    for rate in RATES {
+        before.push(cost(&server, &recorder, rate).await);
+    }
+    let followers: Vec<Tables> = (0..count).map(|_| follow(&url, kind, &stop)).collect();
+    for tables in &followers {
+        while !tables.is_ready() || !tables.every(|one| one.freshness().validity == Validity::Valid)
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    tokio::time::sleep(SCRUB).await;
+    let mut each = Vec::new();
+    for (rate, before) in RATES.into_iter().zip(before) {
+        let own = cost(&server, &recorder, rate).await.each_of(count, before);
+        tell(kind, count, rate, &own);
+        each.push(own);
+    }
+    stop.cancel();
+    each
 }
 
 fn target(url: &str) -> Target {
@@ -93,22 +142,25 @@ fn recorder(url: &str, stop: &CancellationToken) -> Recorder {
     Recorder::new(Ledger::Redis(ledger), PlatformNames::default(), keywords, metrics())
 }
 
-fn follow(url: &str, stop: &CancellationToken) -> Table {
+fn follow(url: &str, kind: &Kind, stop: &CancellationToken) -> Tables {
     let options = Options { retention: None, poll_within: period(BOUND), ..Options::default() };
     let (ledger, driver) = Redis::new(target(url), options);
     tokio::spawn(driver.run(stop.clone()));
-    let (table, writer) = table::new();
-    let follower =
-        Follower::new(Ledger::Redis(ledger).partition(0).unwrap(), writer, metrics(), BOUND);
-    tokio::spawn(follower.with_scrub_interval(Some(SCRUB)).run(stop.clone()));
-    table
+    let followers = Followers::new(Ledger::Redis(ledger), metrics(), BOUND);
+    let own = BusinessSet::of(["business-0"]).unwrap();
+    let businesses = if kind.is_partial { Businesses::only(own) } else { Businesses::All };
+    let followers =
+        followers.with_scrub_interval(Some(SCRUB)).with_businesses(watch::channel(businesses).1);
+    let tables = followers.tables();
+    tokio::spawn(followers.run(stop.clone()));
+    tables
 }
 
 async fn record(recorder: &Recorder, users: impl Iterator<Item = u32>) {
     let submission = |user| {
         let event = Event {
             user_id: format!("1555{user:07}"),
-            business_id: "acme".to_owned(),
+            business_id: format!("business-{}", user % BUSINESSES),
             time: None,
             what: What::OptOut { scope: Scope::All, reference: String::new() },
         };
@@ -129,6 +181,23 @@ struct Done {
     read: f64,
     written: f64,
     cpu: f64,
+}
+
+impl Done {
+    fn bytes(&self) -> f64 {
+        self.read + self.written
+    }
+
+    /// The part of each of so many sidecars, without what is done without any.
+    fn each_of(self, count: usize, before: Self) -> Self {
+        let each = |now: f64, before: f64| (now - before) / count as f64;
+        Self {
+            commands: each(self.commands, before.commands),
+            read: each(self.read, before.read),
+            written: each(self.written, before.written),
+            cpu: each(self.cpu, before.cpu),
+        }
+    }
 }
 
 fn done(server: &redis_server::Redis) -> Done {
@@ -160,20 +229,16 @@ async fn cost(server: &redis_server::Redis, recorder: &Recorder, rate: u32) -> D
     }
 }
 
-fn tell(count: usize, rate: u32, cost: &Done) {
-    let each = count as f64;
+fn tell(kind: &Kind, count: usize, rate: u32, each: &Done) {
     println!(
-        "{count} followers, {rate} writes a second: {:.1} commands a second, {:.0} KiB in, {:.0} \
-         KiB out, {:.2} % of a core; each follower {:.2} commands, {:.0} B in, {:.0} B out a \
-         second; {FLEET:.0} of them: {:.1} MiB out, {:.0} % of a core",
-        cost.commands,
-        cost.read / 1024.0,
-        cost.written / 1024.0,
-        cost.cpu * 100.0,
-        cost.commands / each,
-        cost.read / each,
-        cost.written / each,
-        cost.written / each * FLEET / f64::from(1 << 20),
-        cost.cpu / each * FLEET * 100.0,
+        "{count} sidecars ({}), {rate} writes a second: each {:.2} commands, {:.0} B in, {:.0} B out a second and \
+         {:.4} % of a core; {FLEET:.0} of them {:.1} MiB out, {:.0} % of a core",
+        kind.name,
+        each.commands,
+        each.read,
+        each.written,
+        each.cpu * 100.0,
+        each.written * FLEET / f64::from(1 << 20),
+        each.cpu * FLEET * 100.0,
     );
 }

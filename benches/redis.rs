@@ -3,9 +3,15 @@
 //! what a pair takes of its memory.
 //!
 //! `cargo bench --bench redis` writes a million pairs; `-- 100000` so many. `-- 100000 --beside PATH` then also
-//! starts sidecars cold by turns, of this program and of another one, and divides their times.
+//! starts sidecars cold by turns, of this program and of another one, and divides their times; the keys are those
+//! of version 2, which older programs read, too. `-- 100000 --shards` copies the ledger into a Cluster of three shards and
+//! 64 partitions, and starts sidecars cold from the one and from the other by turns.
 
 #![allow(clippy::cast_precision_loss, reason = "figures are rounded")]
+
+#[path = "harness/mod.rs"]
+#[allow(dead_code, reason = "it needs a part of the tests' harness")]
+mod harness;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,12 +22,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::{BusinessId, KeySecret, UserId};
+use consentd_core::partition::Layout;
 use consentd_core::record::{HistoryEntry, Outcome, Record, Request};
 use consentd_core::scope::Scope;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, Ledger, Options, Redis, StoredRecord, Target, TargetOptions, Update, create,
+    Appended, Change, Ledger, Options, Redis, Shape, StoredRecord, Target, TargetOptions, Update,
+    create,
 };
+use harness::cluster::Cluster;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -54,11 +63,12 @@ impl Drop for Server {
 fn main() {
     let pairs = std::env::args().skip(1).find_map(|arg| arg.parse::<u64>().ok());
     let other = std::env::args().skip_while(|arg| arg != "--beside").nth(1).map(PathBuf::from);
+    let has_shards = std::env::args().any(|arg| arg == "--shards");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(measure(pairs.unwrap_or(1_000_000), other.as_deref()));
+    runtime.block_on(measure(pairs.unwrap_or(1_000_000), other.as_deref(), has_shards));
 }
 
-async fn measure(pairs: u64, other: Option<&Path>) {
+async fn measure(pairs: u64, other: Option<&Path>, has_shards: bool) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("redis.sock");
     let mut command = Command::new("redis-server");
@@ -71,10 +81,13 @@ async fn measure(pairs: u64, other: Option<&Path>) {
     let url = format!("redis+unix://{}", socket.display());
     let target = Target::new(&url, TargetOptions::default()).unwrap();
     let begun = Instant::now();
-    create(target.clone(), BUCKETS).await.unwrap();
+    create(target.clone(), Shape { layout: Layout::SINGLE, buckets: BUCKETS }).await.unwrap();
     println!("made in {:.2} s: {BUCKETS} buckets", begun.elapsed().as_secs_f64());
     let client = redis::Client::open(url.as_str()).unwrap();
     let mut client = client.get_multiplexed_async_connection().await.unwrap();
+    if other.is_some() {
+        read_by_older_programs(&mut client).await;
+    }
     let empty = memory(&mut client).await;
     let (ledger, driver) = Redis::new(target, Options::default());
     let stop = CancellationToken::new();
@@ -103,8 +116,20 @@ async fn measure(pairs: u64, other: Option<&Path>) {
     );
     snapshot(&ledger, pairs).await;
     sidecars(&url, folder.path(), &mut client).await;
+    let this = Path::new(THIS);
     if let Some(other) = other {
-        cold_by_turns(&url, folder.path(), other, &mut client).await;
+        let names = ["this", "the other"];
+        let starts = [(this, url.as_str()), (other, url.as_str())];
+        cold_by_turns(names, starts, folder.path(), &mut client).await;
+    }
+    if has_shards {
+        let shards = Cluster::start(&["--appendonly", "no"]);
+        let to = shards.url(3);
+        let copied = Command::new(THIS).args(["ledger", "copy", &url, &to]).status().unwrap();
+        assert!(copied.success());
+        let names = ["three shards", "one server"];
+        let starts = [(this, to.as_str()), (this, url.as_str())];
+        cold_by_turns(names, starts, folder.path(), &mut client).await;
     }
     singles(&ledger, &secret, pairs).await;
     stop.cancel();
@@ -248,17 +273,29 @@ async fn sidecars(url: &str, folder: &Path, client: &mut redis::aio::Multiplexed
     }
 }
 
-/// Sidecars of this program and of another one that load the ledger cold, by turns.
+/// Makes the ledger one whose keys are of version 2, as older programs made them.
+async fn read_by_older_programs(client: &mut redis::aio::MultiplexedConnection) {
+    let mut secret = redis::cmd("HGET");
+    secret.arg("{consent:0}:meta").arg("secret");
+    let mut secret: Vec<u8> = secret.query_async(client).await.unwrap();
+    secret[0] = 2;
+    let mut command = redis::cmd("HSET");
+    command.arg("{consent:0}:meta").arg("secret").arg(secret);
+    command.query_async::<()>(client).await.unwrap();
+}
+
+/// Sidecars that load a ledger cold, by turns: two programs, or from two places. Another client reads from the single
+/// server meanwhile.
 async fn cold_by_turns(
-    url: &str,
+    names: [&str; 2],
+    starts: [(&Path, &str); 2],
     folder: &Path,
-    other: &Path,
     client: &mut redis::aio::MultiplexedConnection,
 ) {
     let mut ratios = Vec::new();
     for round in 1..=ROUNDS {
         let mut times = Vec::new();
-        for (name, program) in [("this", Path::new(THIS)), ("the other", other)] {
+        for (name, (program, url)) in names.iter().zip(starts) {
             // There is no snapshot yet, and it is killed before it saves one.
             let snapshot = folder.join("none");
             let (server, took, meanwhile) = start(program, url, &snapshot, client).await;
@@ -270,7 +307,9 @@ async fn cold_by_turns(
     }
     ratios.sort_by(f64::total_cmp);
     println!(
-        "cold load, this divided by the other: {:.2} in the median, {:.2} to {:.2}",
+        "cold load, {} divided by {}: {:.2} in the median, {:.2} to {:.2}",
+        names[0],
+        names[1],
         ratios[ROUNDS / 2],
         ratios[0],
         ratios[ROUNDS - 1],
@@ -295,25 +334,37 @@ async fn start(
     (server, took, meanwhile)
 }
 
-/// Starts a sidecar; after how many milliseconds it answers, once it does.
+/// Starts a sidecar; after how many milliseconds it is ready, once it is.
 fn sidecar(program: &Path, url: &str, snapshot: &Path) -> (Server, Arc<AtomicU64>) {
     let begun = Instant::now();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let admin = format!("127.0.0.1:{port}");
     let mut command = Command::new(program);
-    command.args(["serve", "--ledger", url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.args(["serve", "--ledger", url, "--listen", "127.0.0.1:0", "--admin", &admin]);
     command.args(["--snapshot-every", "never"]).arg("--snapshot").arg(snapshot);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let log = std::io::BufReader::new(child.stderr.take().unwrap());
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let loaded = Arc::new(AtomicU64::new(0));
     let told = Arc::clone(&loaded);
     std::thread::spawn(move || {
-        use std::io::BufRead as _;
-        for line in log.lines().map_while(Result::ok) {
-            if line.contains("the table holds the ledger") {
+        while begun.elapsed() < Duration::from_mins(5) {
+            if is_ready(&admin).unwrap_or(false) {
                 told.store(u64::try_from(begun.elapsed().as_millis()).unwrap(), Ordering::Release);
+                return;
             }
+            std::thread::sleep(Duration::from_millis(10));
         }
     });
     (Server(child), loaded)
+}
+
+/// Whether a sidecar says that it is ready.
+fn is_ready(admin: &str) -> std::io::Result<bool> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(admin)?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut said = [0; 12];
+    stream.read_exact(&mut said)?;
+    Ok(said.ends_with(b"200"))
 }
 
 /// GETs, one after the other, until something is so; how long they took.
@@ -341,7 +392,7 @@ async fn snapshot(ledger: &Ledger, pairs: u64) {
     let next = Arc::new(std::sync::atomic::AtomicU32::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..READERS {
-        let (ledger, next) = (ledger.clone(), Arc::clone(&next));
+        let (partition, next) = (ledger.partition(0).unwrap(), Arc::clone(&next));
         tasks.spawn(async move {
             let mut count = 0;
             loop {
@@ -349,7 +400,7 @@ async fn snapshot(ledger: &Ledger, pairs: u64) {
                 if number >= BUCKETS {
                     return count;
                 }
-                count += ledger.bucket(number).await.unwrap().pairs.len();
+                count += partition.bucket(number).await.unwrap().pairs.len();
             }
         });
     }
