@@ -24,10 +24,13 @@ use super::resp::{Reply, RespConnection};
 use super::url::{Address, Endpoint, Target};
 use crate::redis::server_info::Topology;
 
-/// The interval between the beginnings of two rounds in a Cluster: each asks every node, so that a node
-/// answers so many questions of each recorder at most, however many appends it takes. Appends that wait
-/// meanwhile share the next round.
+/// The interval between the beginnings of two rounds in a Cluster of up to [`NODES_PER_INTERVAL`] nodes. Each asks every
+/// node, so that a node answers so many questions of each recorder at most, however many appends it takes.
+/// Appends that wait meanwhile share the next round.
 const ROUND_INTERVAL: Duration = Duration::from_millis(2);
+
+/// In a larger Cluster the interval is longer in proportion, because an answer is: it has a line for each node.
+const NODES_PER_INTERVAL: u32 = 8;
 
 /// Timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -235,9 +238,12 @@ impl Servers {
                 return answer;
             }
         }
-        let is_cluster = self.target.topology() == Topology::Cluster;
-        if let Some(begun) = turn.filter(|_| is_cluster) {
-            sleep_until(begun + ROUND_INTERVAL).await;
+        if self.target.topology() == Topology::Cluster
+            && let Some(begun) = *turn
+        {
+            let nodes = u32::try_from(quorum.voters()).unwrap_or(u32::MAX);
+            let interval = ROUND_INTERVAL.saturating_mul(nodes.div_ceil(NODES_PER_INTERVAL).max(1));
+            sleep_until(begun + interval).await;
         }
         let mut slots = lane.slots().clone();
         slots.insert(slot);

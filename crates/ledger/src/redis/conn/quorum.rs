@@ -186,6 +186,11 @@ impl Quorum {
         &self.electorate
     }
 
+    /// The number of voters that were known in the last round with a majority.
+    pub(crate) fn voters(&self) -> usize {
+        self.known().total
+    }
+
     /// Asks all voters, and returns the primaries that a majority names of these slots.
     pub(crate) async fn votes(
         &self,
