@@ -6,12 +6,14 @@ use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::batch_can_send_result::Result as Answered;
 use consentd::grpc::pb::get_status_response::Phase;
+use consentd::grpc::pb::record_events_response::Result as RecordedAs;
 use consentd::grpc::pb::watch_consents_response::What;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::partition::Layout;
 use tokio::time::timeout;
 
 use crate::faults::redis::Redis;
+use crate::faults::resp::Value;
 use crate::faults::stage::{init, ledger_at, live_within, metric, serve, status};
 use crate::sidecar::{PATIENCE, Sidecar, event, eventually, opt_in, opt_out, question, run};
 use crate::webhook::client::{answers, reason};
@@ -128,9 +130,13 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     let lost = partition(&users[0]);
     assert!(users.iter().any(|user| partition(user) != lost));
     // As an operator's mistake would: its meta is renamed.
-    let keys = redis.command(&["KEYS", &format!("*:{lost}}}:meta")]);
-    let keys = format!("{keys:?}");
-    let name = keys.split('"').nth(1).unwrap_or_else(|| panic!("{keys}")).to_owned();
+    let name = match redis.command(&["KEYS", &format!("*consent:{lost}[.}}]*meta")]) {
+        Value::Array(found) => match &found[..] {
+            [Value::Bulk(name)] => String::from_utf8(name.clone()).unwrap(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
     redis.command(&["RENAME", &name, "elsewhere"]);
     for user in &users {
         let wanted = if partition(user) == lost { Reason::Stale } else { Reason::OptedIn };
@@ -147,7 +153,19 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     assert_eq!(code, 200, "a fault of the ledger takes nothing out of service");
     // What is recorded elsewhere is acknowledged all the same, in one call with what cannot be.
     let other = users.iter().find(|user| partition(user) != lost).unwrap();
-    record(&sidecar, other, opt_out("*"), "out").await;
+    let requests = [&users[0], other].map(|user| pb::RecordEventsRequest {
+        event: event(user, BUSINESS, opt_out("*")).event,
+        request_id: format!("{user} out"),
+        ..Default::default()
+    });
+    let mut records = sidecar.records().await;
+    let recorded = records.record_events(tokio_stream::iter(requests)).await;
+    let mut recorded = recorded.unwrap().into_inner();
+    let mut outcomes = Vec::new();
+    while let Some(answer) = recorded.message().await.unwrap() {
+        outcomes.push(matches!(answer.result, Some(RecordedAs::Response(_))));
+    }
+    assert_eq!(outcomes, [false, true]);
     assert_eq!(reason(&sidecar, other, BUSINESS, "marketing").await, Reason::OptedOutAll);
     redis.command(&["RENAME", "elsewhere", &name]);
     live_within(&sidecar, PATIENCE).await;
