@@ -217,3 +217,32 @@ async fn partial_sidecar_follows_the_partitions_of_its_businesses_and_saves_each
     }
     assert!(!path.exists(), "no file of a ledger in one partition");
 }
+
+/// One person whose ids are in two partitions, of which the other one has seen far more changes.
+#[tokio::test]
+async fn stop_is_enforced_under_a_linked_id_in_another_partition_with_a_revision_of_its_own() {
+    let (_redis, ledger) = ledger();
+    let sidecar = live(&ledger, &[]).await;
+    let own = user(0);
+    let other = (1..100).map(user).find(|other| partition(other) != partition(&own)).unwrap();
+    for number in 1..60 {
+        if partition(&user(number)) == partition(&other) {
+            record(&sidecar, &user(number), opt_in("marketing"), "in").await;
+        }
+    }
+    record(&sidecar, &own, opt_in("marketing"), "in").await;
+    let link = pb::Link { other_user_id: other.clone(), moved: false };
+    record(&sidecar, &own, pb::consent_event::What::Link(link), "link").await;
+    let stopped = record(&sidecar, &own, opt_out("*"), "out").await;
+    let told = status(&sidecar).await;
+    let at = |user: &str| told.partition_revisions[partition(user) as usize];
+    assert_eq!(stopped, at(&own), "it is one of the event's own partition");
+    assert!(at(&other) > at(&own), "{told:?}");
+    for user in [&own, &other] {
+        assert_eq!(reason(&sidecar, user, BUSINESS, "marketing").await, Reason::OptedOutAll);
+    }
+    let asked =
+        pb::CanSendRequest { min_revision: stopped, ..question(&own, BUSINESS, "marketing") };
+    let answer = sidecar.checks().await.can_send(asked).await.unwrap().into_inner();
+    assert_eq!((answer.reason(), answer.revision), (Reason::OptedOutAll, stopped));
+}
