@@ -37,6 +37,17 @@ fn sweeping() -> Options {
     Options { retention: Some(FOREVER), sweep_interval, ..Options::default() }
 }
 
+/// All recorded events, page by page.
+async fn all_events(ledger: &Ledger) -> Vec<(EntryPosition, HistoryEntry)> {
+    let (mut next, mut all) = (Some(consentd_ledger::Cursor::default()), Vec::new());
+    while let Some(cursor) = next {
+        let page = ledger.events_after(cursor).await.unwrap();
+        all.extend(page.entries);
+        next = page.next;
+    }
+    all
+}
+
 /// The statements of a ledger that is closed, once all that is to be removed is.
 async fn statements(home: &Home) -> BTreeSet<String> {
     match home.kind {
@@ -49,14 +60,17 @@ async fn statements(home: &Home) -> BTreeSet<String> {
         Kind::Redis | Kind::Cluster => {
             let server = home.server.as_ref().unwrap();
             let open = open_redis(server, sweeping());
-            on_redis::until(server, &["HLEN", "{consent:0}:erased"], "int(1)").await;
+            // Of the partition that the keys are in.
+            let mut client = server.client().await;
+            let mut keys = redis::cmd("KEYS");
+            let keys: Vec<String> = keys.arg("*:text").query_async(&mut client).await.unwrap();
+            let text = keys.iter().max().unwrap().as_str();
+            let erased = text.replace(":text", ":erased");
+            on_redis::until(server, &["HLEN", &erased], "int(1)").await;
             open.close().await;
             let mut command = redis::cmd("HVALS");
-            let values: Vec<String> = command
-                .arg("{consent:0}:text")
-                .query_async(&mut server.client().await)
-                .await
-                .unwrap();
+            let values: Vec<String> =
+                command.arg(text).query_async(&mut server.client().await).await.unwrap();
             values.into_iter().filter(|text| !text.is_empty()).collect()
         }
     }
@@ -95,8 +109,8 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         assert!(now.record.is_tombstone() && now.record.state.scopes.is_empty());
         let history = ledger.history(key(1)).await.unwrap();
         assert!(history.intact && history.entries.is_empty(), "{history:?}");
-        let all = ledger.events_after(consentd_ledger::Cursor::default()).await.unwrap();
-        assert_eq!(all.entries.len(), 1, "the other's is all that is left: {all:?}");
+        let all = all_events(ledger).await;
+        assert_eq!(all.len(), 1, "the other's is all that is left: {all:?}");
         let Tail::Entries(log) = ledger.read_after(5).await.unwrap().tail else { panic!() };
         let body = log[0].body.as_ref().unwrap();
         assert_eq!((body.user_id.as_str(), body.business_id.as_str()), ("", ""));
@@ -122,7 +136,7 @@ async fn a_tombstone_stays_and_the_history_begins_anew() {
         let told = history.entries.iter().map(|(place, _)| Some(place.head)).collect::<Vec<_>>();
         assert_eq!(heads, [None, told[0], told[1], None]);
         assert_eq!(told[1], Some(history.record.chain));
-        let all = ledger.events_after(consentd_ledger::Cursor::default()).await.unwrap().entries;
+        let all = all_events(ledger).await;
         let user = format!("US.{:?}", key(1));
         let hers: Vec<_> = all.into_iter().filter(|(_, entry)| entry.user_id == user).collect();
         assert_eq!(hers, history.entries);

@@ -74,7 +74,11 @@ async fn history(ledger: &Ledger, user: &str) -> Vec<HistoryEntry> {
 }
 
 async fn end(ledger: &Ledger) -> u64 {
-    ledger.read_after(0).await.unwrap().end.revision
+    let mut changes = 0;
+    for partition in ledger.partitions().await.unwrap() {
+        changes += partition.read_after(0).await.unwrap().end.revision;
+    }
+    changes
 }
 
 /// A recorder's work, killed when it has waited so often for its ledger; what it came to, if it did.

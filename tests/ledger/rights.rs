@@ -89,8 +89,7 @@ async fn nobody_needs_more_rights_than_these() {
     // Whoever may not announce still records.
     say(&server, &["ACL", "SETUSER", "writer", "-publish"]).await.unwrap();
     assert_eq!(append(&writer.ledger, key(2), opt_out("letter")).await, 5);
-    let Ledger::Redis(ledger) = &writer.ledger else { unreachable!() };
-    assert_eq!(ledger.unannounced(), 1);
+    assert_eq!(writer.ledger.unannounced(), 1);
     reader.close().await;
     writer.close().await;
 }

@@ -1,7 +1,8 @@
 //! A ledger in Redis as a whole: its partitions, and which of them a pair is in.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -25,6 +26,9 @@ const MAX_LOADS: usize = 4;
 
 /// How many partitions an operator's command reads at once.
 const PARTITIONS_AT_ONCE: usize = 8;
+
+/// How often the layout is asked for until it is known.
+const LAYOUT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A partition's position and status, or why it cannot be read.
 pub type PartitionStatus = Result<(Page, Status), LedgerError>;
@@ -53,6 +57,7 @@ impl fmt::Debug for Redis {
 /// The ledger's background task. Nothing is appended or announced unless it runs.
 pub struct BackgroundTask {
     common: Arc<Common>,
+    partitions: Weak<Partitions>,
     tasks: mpsc::UnboundedReceiver<PartitionTask>,
     /// Reports the end also if the task is dropped, so that closing does not wait for ever.
     _ended: DropGuard,
@@ -71,10 +76,14 @@ impl BackgroundTask {
                 let _ = closing.run_until_cancelled(subscriptions.run()).await;
             }
         });
+        let make_all = make_all(self.partitions.clone(), self.common.options);
+        let mut make_all = std::pin::pin!(make_all);
+        let mut is_made = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = closing.cancelled() => break,
+                () = &mut make_all, if !is_made => is_made = true,
                 Some(task) = self.tasks.recv() => {
                     running.spawn(task.run());
                 }
@@ -86,6 +95,24 @@ impl BackgroundTask {
             running.spawn(task.run());
         }
         while running.join_next().await.is_some() {}
+    }
+}
+
+/// Makes all partitions, once it is known how many there are, if this process applies the retention: each
+/// partition's task sweeps it, whether or not this process appends to it.
+async fn make_all(partitions: Weak<Partitions>, options: Options) {
+    if options.retention.is_none() {
+        return;
+    }
+    loop {
+        let Some(ledger) = partitions.upgrade().map(Redis) else { return };
+        match ledger.all().await {
+            // With one partition there are no others.
+            Ok(_) | Err(LedgerError::Closed) => return,
+            Err(_) => {}
+        }
+        drop(ledger);
+        tokio::time::sleep(options.sweep_interval.min(LAYOUT_RETRY_INTERVAL)).await;
     }
 }
 
@@ -111,14 +138,17 @@ impl Redis {
         // The receiver is below.
         let _ = sender.send(task);
         let closed = CancellationToken::new();
-        let background = BackgroundTask {
-            common: Arc::clone(&common),
-            tasks,
-            _ended: closed.clone().drop_guard(),
-        };
+        let ended = closed.clone().drop_guard();
         let others = OnceLock::new();
-        let partitions = Partitions { common, first, others, tasks: sender, closed };
-        (Self(Arc::new(partitions)), background)
+        let background = Arc::clone(&common);
+        let partitions = Arc::new(Partitions { common, first, others, tasks: sender, closed });
+        let background = BackgroundTask {
+            common: background,
+            partitions: Arc::downgrade(&partitions),
+            tasks,
+            _ended: ended,
+        };
+        (Self(partitions), background)
     }
 
     /// The ledger's layout, if it is known.
