@@ -300,7 +300,9 @@ impl Checker {
                 known.iter().fold(freshness, |all, (_, known)| self.resting_on(*known, all)),
             ),
             mut each @ BatchFreshness::Each(_) => {
-                known.iter().for_each(|(place, known)| each.join(*place, *known));
+                for (place, known) in known {
+                    each.join(place, known);
+                }
                 each
             }
         };

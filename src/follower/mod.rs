@@ -450,7 +450,9 @@ impl Follower {
     fn ticker(&self, every: Duration, first: Duration) -> Interval {
         let partitions = self.layout.unwrap_or_default().partitions();
         let part = f64::from(self.partition.number()) / f64::from(partitions.max(1));
-        let mut ticker = interval_at(Instant::now() + first + every.mul_f64(part), every);
+        let now = Instant::now();
+        let first = now.checked_add(first.saturating_add(every.mul_f64(part))).unwrap_or(now);
+        let mut ticker = interval_at(first, every);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticker
     }

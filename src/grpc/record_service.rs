@@ -78,15 +78,14 @@ impl RecordService {
         Refusal::Invalid(found)
     }
 
-    /// Adds the headers that name the ledger, by its first partition, and its last revision, which is the sum of those
-    /// of its partitions.
+    /// Adds the headers that name the ledger, by its first partition, and its last revision: the sum of those of its
+    /// partitions. What cannot be read of a partition that is lost keeps nobody from recording in the others.
     async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), LedgerError> {
-        let ends = history::ends_of_logs(&self.ledger).await?;
-        let epoch = ends.first().map(|end| u128::from_be_bytes(end.epoch));
-        if let Some(Ok(id)) = epoch.map(|epoch| format!("{epoch:032x}").parse()) {
+        let revision = history::last_revision(&self.ledger).await?;
+        let epoch = u128::from_be_bytes(self.ledger.identity().await?.epoch);
+        if let Ok(id) = format!("{epoch:032x}").parse() {
             headers.insert(LEDGER_ID, id);
         }
-        let revision = ends.iter().fold(0_u64, |sum, end| sum.saturating_add(end.revision));
         headers.insert(REVISION, revision.into());
         Ok(())
     }

@@ -84,11 +84,30 @@ async fn was_recorded(ledger: &Ledger, key: Key) -> Result<bool, LedgerError> {
 ///
 /// # Errors
 ///
-/// [`LedgerError`] if the ledger cannot be read.
+/// [`LedgerError`] if one of them cannot be read.
 pub async fn ends_of_logs(ledger: &Ledger) -> Result<Vec<Position>, LedgerError> {
-    let partitions = ledger.partitions().await?;
-    let ends = stream::iter(partitions)
+    polled_ends(ledger).await?.into_iter().collect()
+}
+
+/// The sum of the last revisions of a ledger's partitions, as far as they can be read.
+///
+/// # Errors
+///
+/// [`LedgerError`] if none of them can.
+pub async fn last_revision(ledger: &Ledger) -> Result<Revision, LedgerError> {
+    let (mut sum, mut is_read, mut failed) = (0_u64, false, None);
+    for end in polled_ends(ledger).await? {
+        match end {
+            Ok(end) => (sum, is_read) = (sum.saturating_add(end.revision), true),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.filter(|_| !is_read).map_or(Ok(sum), Err)
+}
+
+async fn polled_ends(ledger: &Ledger) -> Result<Vec<Result<Position, LedgerError>>, LedgerError> {
+    let polls = stream::iter(ledger.partitions().await?)
         .map(|partition| async move { partition.read_after(Revision::MAX).await })
         .buffered(MAX_POLLS);
-    ends.map_ok(|page| page.end).try_collect().await
+    Ok(polls.map_ok(|page| page.end).collect().await)
 }

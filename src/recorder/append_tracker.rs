@@ -109,12 +109,12 @@ impl<'a> AppendTracker<'a> {
                 continue;
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            let followed = tokio::select! {
+            let arrived = tokio::select! {
                 biased;
-                followed = follower.wait_for(version, before, left) => followed,
+                arrived = follower.wait_for(version, before, left) => arrived,
                 () = self.unfollowed(partition) => Ok(()),
             };
-            followed.map_err(|_| FollowTimeout(MAX_FOLLOW))?;
+            arrived.map_err(|_| FollowTimeout(MAX_FOLLOW))?;
         }
         Ok(())
     }

@@ -2,17 +2,23 @@
 
 use proptest::prelude::*;
 
+use super::linked_ids::{LinkedIds, PropagationRound, Step};
+use super::pair_update::{PairUpdate, Propagation};
 use super::pair_update_tests::{
     MINUTE, NOW, Pair, at, by_webhook, event, inbound, opt_in, opt_out,
 };
+use super::propagation::linked_state;
 use consentd_core::decision::{Decision, Form, Policy, Proof, Reason, decide};
-use consentd_core::event::What;
-use consentd_core::id::PhoneNumberId;
+use consentd_core::event::{Event, What};
+use consentd_core::id::{Key, KeySecret, PhoneNumberId};
+use consentd_core::keyword::{KeywordLists, Keywords};
+use consentd_core::record::{Link, Record};
 use consentd_core::scope::{Category, Class, Scope};
 use consentd_core::standing::ResolvedState;
 use consentd_core::state::{ChoiceKind, State};
 use consentd_core::submission::{InboundEffect, Submission};
 use consentd_core::time::Clock;
+use consentd_ledger::{Read, StoredRecord, Version};
 
 fn decided(state: &State, category: &str, form: Form) -> Decision {
     let category = Category::parse(category).unwrap();
@@ -441,4 +447,61 @@ proptest! {
 #[test]
 fn scopes_of_the_property_are_scopes() {
     assert!(CATEGORIES.iter().all(|scope| Scope::parse(scope).is_ok()));
+}
+
+/// Two linked ids in partitions on two nodes, of which the other one's clock is seconds ahead.
+#[test]
+fn untimed_stop_copied_to_a_partition_with_a_faster_clock_beats_what_was_recorded_there_before() {
+    let secret = KeySecret::new(&[3; 16]);
+    let key = |user: &str| secret.read(user, "acme").unwrap();
+    let linked = |to: &str| {
+        let mut record = Record::default();
+        record.link(Link { user_id: to.to_owned(), time: at(NOW - MINUTE), moved: false });
+        StoredRecord { version: Version { revision: 1, head_prefix: 0 }, record }
+    };
+    for ahead in [0, 1, 5_000, 4 * MINUTE] {
+        let (own, mut other) = (linked("US.two"), linked("US.one"));
+        // It was recorded there by that partition's clock, a moment before.
+        for effect in opt_in("marketing", false).effects(at(NOW + ahead)) {
+            other.record.state.apply(&effect).unwrap();
+        }
+        let mut ids = LinkedIds::new(&secret, "acme", "US.one");
+        ids.set_record(key("US.one"), own.clone());
+        assert_eq!(ids.unread(), [key("US.two")]);
+        ids.set_record(key("US.two"), other.clone());
+        let keywords = Keywords::new(KeywordLists::default());
+        let stop = Event {
+            user_id: "US.one".to_owned(),
+            business_id: "acme".to_owned(),
+            time: None,
+            what: opt_out("*"),
+        };
+        let stop = Submission::new(stop, String::new());
+        let update = PairUpdate::new(&own, at(NOW + 1), &keywords, None);
+        let mut update = update.with_linked(linked_state(Some(&ids)));
+        assert!(update.add(&stop, &secret).unwrap().applied);
+        let Propagation { links, denials, .. } = update.propagation().clone();
+        let change = update.into_change(key("US.one"), Some(&stop));
+        let own = StoredRecord { version: own.version, record: change.update.unwrap().record };
+        let mut round = PropagationRound::new(&secret, "acme", "US.one", links, denials);
+        let changes = loop {
+            match round.step() {
+                Step::Append(changes) => break changes,
+                Step::Read(keys) => {
+                    let stored = |read: &Key| {
+                        Ok(if *read == key("US.one") { own.clone() } else { other.clone() })
+                    };
+                    let pairs = keys.iter().map(stored).collect();
+                    // The clock of the slower node.
+                    round.read(&keys, Read { clock: at(NOW + 2), pairs }).unwrap();
+                }
+            }
+        };
+        for user in ["US.one", "US.two"] {
+            let written = changes.iter().find(|change| change.key == key(user)).unwrap();
+            let state = written.update.as_ref().map_or(&own.record.state, |new| &new.record.state);
+            let reason = decided(state, "marketing", Form::Template).reason;
+            assert_eq!(reason, Reason::OptedOutAll, "{user}, {ahead} ms ahead");
+        }
+    }
 }

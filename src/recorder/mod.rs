@@ -338,7 +338,9 @@ impl Recorder {
             push(transaction.key);
             others.extend(transaction.named_keys(secret).map(|key| (index, key)));
         }
-        others.iter().for_each(|(_, key)| push(*key));
+        for (_, key) in &others {
+            push(*key);
+        }
         let reads = keys.into_iter().map(|(partition, keys)| async move {
             (partition, keys.clone(), self.ledger.read(keys).await)
         });

@@ -177,7 +177,7 @@ impl Tables {
         is_ready
     }
 
-    /// Whether the businesses' partitions that are followed satisfy this.
+    /// Whether this is so of every table that there is.
     pub fn every(&self, mut is_so: impl FnMut(&Table) -> bool) -> bool {
         match self.divided.get() {
             None => is_so(&self.first),

@@ -6,12 +6,14 @@ use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::batch_can_send_result::Result as Answered;
 use consentd::grpc::pb::get_status_response::Phase;
+use consentd::grpc::pb::record_events_response::Result as RecordedAs;
 use consentd::grpc::pb::watch_consents_response::What;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::partition::Layout;
 use tokio::time::timeout;
 
 use crate::faults::redis::Redis;
+use crate::faults::resp::Value;
 use crate::faults::stage::{init, ledger_at, live_within, metric, serve, status};
 use crate::sidecar::{PATIENCE, Sidecar, event, eventually, opt_in, opt_out, question, run};
 use crate::webhook::client::{answers, reason};
@@ -128,9 +130,13 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     let lost = partition(&users[0]);
     assert!(users.iter().any(|user| partition(user) != lost));
     // As an operator's mistake would: its meta is renamed.
-    let keys = redis.command(&["KEYS", &format!("*:{lost}}}:meta")]);
-    let keys = format!("{keys:?}");
-    let name = keys.split('"').nth(1).unwrap_or_else(|| panic!("{keys}")).to_owned();
+    let name = match redis.command(&["KEYS", &format!("*consent:{lost}[.}}]*meta")]) {
+        Value::Array(found) => match &found[..] {
+            [Value::Bulk(name)] => String::from_utf8(name.clone()).unwrap(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
     redis.command(&["RENAME", &name, "elsewhere"]);
     for user in &users {
         let wanted = if partition(user) == lost { Reason::Stale } else { Reason::OptedIn };
@@ -147,7 +153,19 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     assert_eq!(code, 200, "a fault of the ledger takes nothing out of service");
     // What is recorded elsewhere is acknowledged all the same, in one call with what cannot be.
     let other = users.iter().find(|user| partition(user) != lost).unwrap();
-    record(&sidecar, other, opt_out("*"), "out").await;
+    let requests = [&users[0], other].map(|user| pb::RecordEventsRequest {
+        event: event(user, BUSINESS, opt_out("*")).event,
+        request_id: format!("{user} out"),
+        ..Default::default()
+    });
+    let mut records = sidecar.records().await;
+    let recorded = records.record_events(tokio_stream::iter(requests)).await;
+    let mut recorded = recorded.unwrap().into_inner();
+    let mut outcomes = Vec::new();
+    while let Some(answer) = recorded.message().await.unwrap() {
+        outcomes.push(matches!(answer.result, Some(RecordedAs::Response(_))));
+    }
+    assert_eq!(outcomes, [false, true]);
     assert_eq!(reason(&sidecar, other, BUSINESS, "marketing").await, Reason::OptedOutAll);
     redis.command(&["RENAME", "elsewhere", &name]);
     live_within(&sidecar, PATIENCE).await;
@@ -198,4 +216,33 @@ async fn partial_sidecar_follows_the_partitions_of_its_businesses_and_saves_each
         }
     }
     assert!(!path.exists(), "no file of a ledger in one partition");
+}
+
+/// One person whose ids are in two partitions, of which the other one has seen far more changes.
+#[tokio::test]
+async fn stop_is_enforced_under_a_linked_id_in_another_partition_with_a_revision_of_its_own() {
+    let (_redis, ledger) = ledger();
+    let sidecar = live(&ledger, &[]).await;
+    let own = user(0);
+    let other = (1..100).map(user).find(|other| partition(other) != partition(&own)).unwrap();
+    for number in 1..60 {
+        if partition(&user(number)) == partition(&other) {
+            record(&sidecar, &user(number), opt_in("marketing"), "in").await;
+        }
+    }
+    record(&sidecar, &own, opt_in("marketing"), "in").await;
+    let link = pb::Link { other_user_id: other.clone(), moved: false };
+    record(&sidecar, &own, pb::consent_event::What::Link(link), "link").await;
+    let stopped = record(&sidecar, &own, opt_out("*"), "out").await;
+    let told = status(&sidecar).await;
+    let at = |user: &str| told.partition_revisions[partition(user) as usize];
+    assert_eq!(stopped, at(&own), "it is one of the event's own partition");
+    assert!(at(&other) > at(&own), "{told:?}");
+    for user in [&own, &other] {
+        assert_eq!(reason(&sidecar, user, BUSINESS, "marketing").await, Reason::OptedOutAll);
+    }
+    let asked =
+        pb::CanSendRequest { min_revision: stopped, ..question(&own, BUSINESS, "marketing") };
+    let answer = sidecar.checks().await.can_send(asked).await.unwrap().into_inner();
+    assert_eq!((answer.reason(), answer.revision), (Reason::OptedOutAll, stopped));
 }

@@ -36,7 +36,7 @@ const USERS: [&str; 8] = [
 ];
 const BUSINESSES: [&str; 3] = ["acme", "globex", "initech"];
 const TEMPLATE: TemplateName<'static> = TemplateName { name: "news", language: "en" };
-const BOUND: Duration = Duration::from_secs(3_600);
+const BOUND: Duration = Duration::from_hours(1);
 
 fn secret() -> KeySecret {
     KeySecret::new(&[7; 16])
@@ -52,15 +52,18 @@ fn key(user: &str, at: &str) -> Key {
 
 /// A writer of a table that was loaded and proven just now.
 fn loaded() -> (Table, Writer) {
-    let (table, mut writer) = table::new();
-    writer.reset(&secret());
-    prove(&mut writer);
-    writer.validate();
-    (table, writer)
+    proven_before(Duration::ZERO)
 }
 
-fn prove(writer: &mut Writer) {
-    writer.set_proof(Moment::now(), clock::wall());
+/// The same of one that was proven this long ago.
+fn proven_before(age: Duration) -> (Table, Writer) {
+    let (table, mut writer) = table::new();
+    writer.reset(&secret());
+    let now = Moment::now();
+    let asked = Moment { boot: now.boot.saturating_sub(age), wall: now.wall.minus(age) };
+    writer.set_proof(asked, clock::wall().minus(age));
+    writer.validate();
+    (table, writer)
 }
 
 fn checker(tables: impl Into<Tables>) -> Checker {
@@ -123,7 +126,7 @@ fn asked<'a>(user: &'a str, business: &'a str, category: &'a str) -> CheckReques
 fn apart(layout: Layout) -> [String; 2] {
     let user = |number: u32| format!("155501{number:05}");
     let place = |number: u32| layout.partition_of(key(&user(number), "acme"));
-    let other = (1..).find(|number| place(*number) != place(0)).unwrap();
+    let other = (1..1_000).find(|number| place(*number) != place(0)).unwrap();
     [user(0), user(other)]
 }
 
@@ -151,7 +154,9 @@ fn reasons(checker: &Checker, users: &[String]) -> Vec<Reason> {
 fn pairs_of_a_lost_or_late_partition_are_denied_as_stale_while_others_are_answered() {
     let mut parted = Parted::new(Layout::new(8, 4).unwrap());
     let users = apart(parted.layout);
-    users.iter().for_each(|user| parted.opt_in(user));
+    for user in &users {
+        parted.opt_in(user);
+    }
     let checker = checker(parted.tables.clone());
     assert_eq!(reasons(&checker, &users), [Reason::OptedIn; 2]);
     assert!(checker.is_live());
@@ -188,6 +193,13 @@ fn former_pair_in_a_lost_partition_denies_the_user() {
     parted.at(former).apply(former, Ok(&State::default()));
     parted.at(former).invalidate();
     assert_eq!(reasons(&checker, &users), [Reason::Stale]);
+    // The oldest proof counts.
+    let age = Duration::from_mins(10);
+    let (late, _writer) = proven_before(age);
+    parted.tables.insert(layout.partition_of(former), late);
+    let answer = checker.check_unrecorded(&asked(user, "acme", "marketing")).unwrap();
+    assert_eq!(answer.decision.reason, Reason::OptedIn);
+    assert!(answer.staleness >= age, "{answer:?}");
     // So does a partition whose table is not there.
     parted.tables.remove(layout.partition_of(former));
     let answer = checker.check_unrecorded(&asked(user, "acme", "marketing"));
@@ -283,7 +295,9 @@ fn nothing_is_answered_before_the_layout_is_known_and_ready_is_what_was_followed
 fn table_that_is_taken_away_is_freed() {
     let mut parted = Parted::new(Layout::new(4, 4).unwrap());
     let users: Vec<_> = (0..4_000).map(|number| format!("155501{number:05}")).collect();
-    users.iter().for_each(|user| parted.opt_in(user));
+    for user in &users {
+        parted.opt_in(user);
+    }
     let checker = checker(parted.tables.clone());
     let before = checker.gauges();
     assert_eq!(before.pairs, users.len());

@@ -1239,6 +1239,9 @@ type GetStatusResponse struct {
 	Businesses []string `protobuf:"bytes,12,rep,name=businesses,proto3" json:"businesses,omitempty"`
 	// How many these are in all; 0 where it holds every business.
 	BusinessCount uint64 `protobuf:"varint,13,opt,name=business_count,json=businessCount,proto3" json:"business_count,omitempty"`
+	// The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+	// the staleness the greatest.
+	Partitions    []*PartitionStatus `protobuf:"bytes,14,rep,name=partitions,proto3" json:"partitions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1364,6 +1367,113 @@ func (x *GetStatusResponse) GetBusinessCount() uint64 {
 	return 0
 }
 
+func (x *GetStatusResponse) GetPartitions() []*PartitionStatus {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+// How current the cache is of one partition of the ledger.
+type PartitionStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number, from 0.
+	Number uint32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// What its follower is doing.
+	Phase GetStatusResponse_Phase `protobuf:"varint,2,opt,name=phase,proto3,enum=consent.v1.GetStatusResponse_Phase" json:"phase,omitempty"`
+	// How long ago the cache last proved that it is current there.
+	Staleness *durationpb.Duration `protobuf:"bytes,3,opt,name=staleness,proto3" json:"staleness,omitempty"`
+	// Its last applied revision.
+	Revision uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How many of its pairs the cache holds.
+	Pairs uint64 `protobuf:"varint,5,opt,name=pairs,proto3" json:"pairs,omitempty"`
+	// What holds its phase where it is. Empty when live.
+	Cause string `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"`
+	// Its pairs that are denied because this server remembers what the ledger has lost.
+	RememberedPairs uint64 `protobuf:"varint,7,opt,name=remembered_pairs,json=rememberedPairs,proto3" json:"remembered_pairs,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PartitionStatus) Reset() {
+	*x = PartitionStatus{}
+	mi := &file_consent_v1_consent_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartitionStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartitionStatus) ProtoMessage() {}
+
+func (x *PartitionStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_consent_v1_consent_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartitionStatus.ProtoReflect.Descriptor instead.
+func (*PartitionStatus) Descriptor() ([]byte, []int) {
+	return file_consent_v1_consent_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PartitionStatus) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PartitionStatus) GetPhase() GetStatusResponse_Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return GetStatusResponse_PHASE_UNSPECIFIED
+}
+
+func (x *PartitionStatus) GetStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
+func (x *PartitionStatus) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *PartitionStatus) GetPairs() uint64 {
+	if x != nil {
+		return x.Pairs
+	}
+	return 0
+}
+
+func (x *PartitionStatus) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *PartitionStatus) GetRememberedPairs() uint64 {
+	if x != nil {
+		return x.RememberedPairs
+	}
+	return 0
+}
+
 // A pair whose state changed. Users are named as they were written to the ledger.
 type WatchConsentsResponse_Changed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1379,7 +1489,7 @@ type WatchConsentsResponse_Changed struct {
 
 func (x *WatchConsentsResponse_Changed) Reset() {
 	*x = WatchConsentsResponse_Changed{}
-	mi := &file_consent_v1_consent_service_proto_msgTypes[16]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1501,7 @@ func (x *WatchConsentsResponse_Changed) String() string {
 func (*WatchConsentsResponse_Changed) ProtoMessage() {}
 
 func (x *WatchConsentsResponse_Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_consent_v1_consent_service_proto_msgTypes[16]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1553,7 @@ type WatchConsentsResponse_TemplateChanged struct {
 
 func (x *WatchConsentsResponse_TemplateChanged) Reset() {
 	*x = WatchConsentsResponse_TemplateChanged{}
-	mi := &file_consent_v1_consent_service_proto_msgTypes[17]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1565,7 @@ func (x *WatchConsentsResponse_TemplateChanged) String() string {
 func (*WatchConsentsResponse_TemplateChanged) ProtoMessage() {}
 
 func (x *WatchConsentsResponse_TemplateChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_consent_v1_consent_service_proto_msgTypes[17]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1613,7 @@ type WatchConsentsResponse_Checkpoint struct {
 
 func (x *WatchConsentsResponse_Checkpoint) Reset() {
 	*x = WatchConsentsResponse_Checkpoint{}
-	mi := &file_consent_v1_consent_service_proto_msgTypes[18]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1625,7 @@ func (x *WatchConsentsResponse_Checkpoint) String() string {
 func (*WatchConsentsResponse_Checkpoint) ProtoMessage() {}
 
 func (x *WatchConsentsResponse_Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_consent_v1_consent_service_proto_msgTypes[18]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1657,7 @@ type WatchConsentsResponse_Reset struct {
 
 func (x *WatchConsentsResponse_Reset) Reset() {
 	*x = WatchConsentsResponse_Reset{}
-	mi := &file_consent_v1_consent_service_proto_msgTypes[19]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1669,7 @@ func (x *WatchConsentsResponse_Reset) String() string {
 func (*WatchConsentsResponse_Reset) ProtoMessage() {}
 
 func (x *WatchConsentsResponse_Reset) ProtoReflect() protoreflect.Message {
-	mi := &file_consent_v1_consent_service_proto_msgTypes[19]
+	mi := &file_consent_v1_consent_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1784,7 @@ const file_consent_v1_consent_service_proto_rawDesc = "" +
 	"\x13partition_revisions\x18\x01 \x03(\x04R\x12partitionRevisions\x1a\a\n" +
 	"\x05ResetB\x06\n" +
 	"\x04what\"\x12\n" +
-	"\x10GetStatusRequest\"\xe6\x04\n" +
+	"\x10GetStatusRequest\"\xa3\x05\n" +
 	"\x11GetStatusResponse\x129\n" +
 	"\x05phase\x18\x01 \x01(\x0e2#.consent.v1.GetStatusResponse.PhaseR\x05phase\x127\n" +
 	"\tstaleness\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12\x1a\n" +
@@ -1691,14 +1801,25 @@ const file_consent_v1_consent_service_proto_rawDesc = "" +
 	"\n" +
 	"businesses\x18\f \x03(\tR\n" +
 	"businesses\x12%\n" +
-	"\x0ebusiness_count\x18\r \x01(\x04R\rbusinessCount\"e\n" +
+	"\x0ebusiness_count\x18\r \x01(\x04R\rbusinessCount\x12;\n" +
+	"\n" +
+	"partitions\x18\x0e \x03(\v2\x1b.consent.v1.PartitionStatusR\n" +
+	"partitions\"e\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_LOADING\x10\x01\x12\x0e\n" +
 	"\n" +
 	"PHASE_LIVE\x10\x02\x12\x0f\n" +
 	"\vPHASE_STALE\x10\x03\x12\x11\n" +
-	"\rPHASE_INVALID\x10\x042\xd3\x04\n" +
+	"\rPHASE_INVALID\x10\x04\"\x90\x02\n" +
+	"\x0fPartitionStatus\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x129\n" +
+	"\x05phase\x18\x02 \x01(\x0e2#.consent.v1.GetStatusResponse.PhaseR\x05phase\x127\n" +
+	"\tstaleness\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05pairs\x18\x05 \x01(\x04R\x05pairs\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\x12)\n" +
+	"\x10remembered_pairs\x18\a \x01(\x04R\x0frememberedPairs2\xd3\x04\n" +
 	"\x0eConsentService\x12B\n" +
 	"\aCanSend\x12\x1a.consent.v1.CanSendRequest\x1a\x1b.consent.v1.CanSendResponse\x12Q\n" +
 	"\fBatchCanSend\x12\x1f.consent.v1.BatchCanSendRequest\x1a .consent.v1.BatchCanSendResponse\x12X\n" +
@@ -1722,7 +1843,7 @@ func file_consent_v1_consent_service_proto_rawDescGZIP() []byte {
 }
 
 var file_consent_v1_consent_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_consent_v1_consent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_consent_v1_consent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_consent_v1_consent_service_proto_goTypes = []any{
 	(GetStatusResponse_Phase)(0),                  // 0: consent.v1.GetStatusResponse.Phase
 	(*CanSendRequest)(nil),                        // 1: consent.v1.CanSendRequest
@@ -1741,65 +1862,69 @@ var file_consent_v1_consent_service_proto_goTypes = []any{
 	(*WatchConsentsResponse)(nil),                 // 14: consent.v1.WatchConsentsResponse
 	(*GetStatusRequest)(nil),                      // 15: consent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),                     // 16: consent.v1.GetStatusResponse
-	(*WatchConsentsResponse_Changed)(nil),         // 17: consent.v1.WatchConsentsResponse.Changed
-	(*WatchConsentsResponse_TemplateChanged)(nil), // 18: consent.v1.WatchConsentsResponse.TemplateChanged
-	(*WatchConsentsResponse_Checkpoint)(nil),      // 19: consent.v1.WatchConsentsResponse.Checkpoint
-	(*WatchConsentsResponse_Reset)(nil),           // 20: consent.v1.WatchConsentsResponse.Reset
-	(MessageForm)(0),                              // 21: consent.v1.MessageForm
-	(*Template)(nil),                              // 22: consent.v1.Template
-	(Reason)(0),                                   // 23: consent.v1.Reason
-	(*timestamppb.Timestamp)(nil),                 // 24: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),                   // 25: google.protobuf.Duration
-	(*ItemError)(nil),                             // 26: consent.v1.ItemError
+	(*PartitionStatus)(nil),                       // 17: consent.v1.PartitionStatus
+	(*WatchConsentsResponse_Changed)(nil),         // 18: consent.v1.WatchConsentsResponse.Changed
+	(*WatchConsentsResponse_TemplateChanged)(nil), // 19: consent.v1.WatchConsentsResponse.TemplateChanged
+	(*WatchConsentsResponse_Checkpoint)(nil),      // 20: consent.v1.WatchConsentsResponse.Checkpoint
+	(*WatchConsentsResponse_Reset)(nil),           // 21: consent.v1.WatchConsentsResponse.Reset
+	(MessageForm)(0),                              // 22: consent.v1.MessageForm
+	(*Template)(nil),                              // 23: consent.v1.Template
+	(Reason)(0),                                   // 24: consent.v1.Reason
+	(*timestamppb.Timestamp)(nil),                 // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),                   // 26: google.protobuf.Duration
+	(*ItemError)(nil),                             // 27: consent.v1.ItemError
 }
 var file_consent_v1_consent_service_proto_depIdxs = []int32{
-	21, // 0: consent.v1.CanSendRequest.form:type_name -> consent.v1.MessageForm
-	22, // 1: consent.v1.CanSendRequest.template:type_name -> consent.v1.Template
-	23, // 2: consent.v1.CanSendResponse.reason:type_name -> consent.v1.Reason
-	24, // 3: consent.v1.CanSendResponse.window_expire_time:type_name -> google.protobuf.Timestamp
-	24, // 4: consent.v1.CanSendResponse.retry_time:type_name -> google.protobuf.Timestamp
-	25, // 5: consent.v1.CanSendResponse.staleness:type_name -> google.protobuf.Duration
+	22, // 0: consent.v1.CanSendRequest.form:type_name -> consent.v1.MessageForm
+	23, // 1: consent.v1.CanSendRequest.template:type_name -> consent.v1.Template
+	24, // 2: consent.v1.CanSendResponse.reason:type_name -> consent.v1.Reason
+	25, // 3: consent.v1.CanSendResponse.window_expire_time:type_name -> google.protobuf.Timestamp
+	25, // 4: consent.v1.CanSendResponse.retry_time:type_name -> google.protobuf.Timestamp
+	26, // 5: consent.v1.CanSendResponse.staleness:type_name -> google.protobuf.Duration
 	1,  // 6: consent.v1.BatchCanSendRequest.requests:type_name -> consent.v1.CanSendRequest
 	5,  // 7: consent.v1.BatchCanSendResponse.results:type_name -> consent.v1.BatchCanSendResult
 	2,  // 8: consent.v1.BatchCanSendResult.response:type_name -> consent.v1.CanSendResponse
-	26, // 9: consent.v1.BatchCanSendResult.error:type_name -> consent.v1.ItemError
+	27, // 9: consent.v1.BatchCanSendResult.error:type_name -> consent.v1.ItemError
 	1,  // 10: consent.v1.StreamCanSendRequest.request:type_name -> consent.v1.CanSendRequest
 	5,  // 11: consent.v1.StreamCanSendResponse.result:type_name -> consent.v1.BatchCanSendResult
-	21, // 12: consent.v1.FilterRecipientsRequest.form:type_name -> consent.v1.MessageForm
-	22, // 13: consent.v1.FilterRecipientsRequest.template:type_name -> consent.v1.Template
-	23, // 14: consent.v1.FilterRecipientsResponse.reasons:type_name -> consent.v1.Reason
-	25, // 15: consent.v1.FilterRecipientsResponse.staleness:type_name -> google.protobuf.Duration
-	24, // 16: consent.v1.GetConsentResponse.last_inbound_time:type_name -> google.protobuf.Timestamp
-	25, // 17: consent.v1.GetConsentResponse.staleness:type_name -> google.protobuf.Duration
+	22, // 12: consent.v1.FilterRecipientsRequest.form:type_name -> consent.v1.MessageForm
+	23, // 13: consent.v1.FilterRecipientsRequest.template:type_name -> consent.v1.Template
+	24, // 14: consent.v1.FilterRecipientsResponse.reasons:type_name -> consent.v1.Reason
+	26, // 15: consent.v1.FilterRecipientsResponse.staleness:type_name -> google.protobuf.Duration
+	25, // 16: consent.v1.GetConsentResponse.last_inbound_time:type_name -> google.protobuf.Timestamp
+	26, // 17: consent.v1.GetConsentResponse.staleness:type_name -> google.protobuf.Duration
 	12, // 18: consent.v1.GetConsentResponse.failures:type_name -> consent.v1.HeldFailure
-	24, // 19: consent.v1.HeldFailure.retry_time:type_name -> google.protobuf.Timestamp
-	17, // 20: consent.v1.WatchConsentsResponse.changed:type_name -> consent.v1.WatchConsentsResponse.Changed
-	19, // 21: consent.v1.WatchConsentsResponse.checkpoint:type_name -> consent.v1.WatchConsentsResponse.Checkpoint
-	20, // 22: consent.v1.WatchConsentsResponse.reset:type_name -> consent.v1.WatchConsentsResponse.Reset
-	18, // 23: consent.v1.WatchConsentsResponse.template_changed:type_name -> consent.v1.WatchConsentsResponse.TemplateChanged
+	25, // 19: consent.v1.HeldFailure.retry_time:type_name -> google.protobuf.Timestamp
+	18, // 20: consent.v1.WatchConsentsResponse.changed:type_name -> consent.v1.WatchConsentsResponse.Changed
+	20, // 21: consent.v1.WatchConsentsResponse.checkpoint:type_name -> consent.v1.WatchConsentsResponse.Checkpoint
+	21, // 22: consent.v1.WatchConsentsResponse.reset:type_name -> consent.v1.WatchConsentsResponse.Reset
+	19, // 23: consent.v1.WatchConsentsResponse.template_changed:type_name -> consent.v1.WatchConsentsResponse.TemplateChanged
 	0,  // 24: consent.v1.GetStatusResponse.phase:type_name -> consent.v1.GetStatusResponse.Phase
-	25, // 25: consent.v1.GetStatusResponse.staleness:type_name -> google.protobuf.Duration
-	24, // 26: consent.v1.GetStatusResponse.current_time:type_name -> google.protobuf.Timestamp
-	22, // 27: consent.v1.WatchConsentsResponse.TemplateChanged.template:type_name -> consent.v1.Template
-	1,  // 28: consent.v1.ConsentService.CanSend:input_type -> consent.v1.CanSendRequest
-	3,  // 29: consent.v1.ConsentService.BatchCanSend:input_type -> consent.v1.BatchCanSendRequest
-	6,  // 30: consent.v1.ConsentService.StreamCanSend:input_type -> consent.v1.StreamCanSendRequest
-	8,  // 31: consent.v1.ConsentService.FilterRecipients:input_type -> consent.v1.FilterRecipientsRequest
-	10, // 32: consent.v1.ConsentService.GetConsent:input_type -> consent.v1.GetConsentRequest
-	13, // 33: consent.v1.ConsentService.WatchConsents:input_type -> consent.v1.WatchConsentsRequest
-	15, // 34: consent.v1.ConsentService.GetStatus:input_type -> consent.v1.GetStatusRequest
-	2,  // 35: consent.v1.ConsentService.CanSend:output_type -> consent.v1.CanSendResponse
-	4,  // 36: consent.v1.ConsentService.BatchCanSend:output_type -> consent.v1.BatchCanSendResponse
-	7,  // 37: consent.v1.ConsentService.StreamCanSend:output_type -> consent.v1.StreamCanSendResponse
-	9,  // 38: consent.v1.ConsentService.FilterRecipients:output_type -> consent.v1.FilterRecipientsResponse
-	11, // 39: consent.v1.ConsentService.GetConsent:output_type -> consent.v1.GetConsentResponse
-	14, // 40: consent.v1.ConsentService.WatchConsents:output_type -> consent.v1.WatchConsentsResponse
-	16, // 41: consent.v1.ConsentService.GetStatus:output_type -> consent.v1.GetStatusResponse
-	35, // [35:42] is the sub-list for method output_type
-	28, // [28:35] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	26, // 25: consent.v1.GetStatusResponse.staleness:type_name -> google.protobuf.Duration
+	25, // 26: consent.v1.GetStatusResponse.current_time:type_name -> google.protobuf.Timestamp
+	17, // 27: consent.v1.GetStatusResponse.partitions:type_name -> consent.v1.PartitionStatus
+	0,  // 28: consent.v1.PartitionStatus.phase:type_name -> consent.v1.GetStatusResponse.Phase
+	26, // 29: consent.v1.PartitionStatus.staleness:type_name -> google.protobuf.Duration
+	23, // 30: consent.v1.WatchConsentsResponse.TemplateChanged.template:type_name -> consent.v1.Template
+	1,  // 31: consent.v1.ConsentService.CanSend:input_type -> consent.v1.CanSendRequest
+	3,  // 32: consent.v1.ConsentService.BatchCanSend:input_type -> consent.v1.BatchCanSendRequest
+	6,  // 33: consent.v1.ConsentService.StreamCanSend:input_type -> consent.v1.StreamCanSendRequest
+	8,  // 34: consent.v1.ConsentService.FilterRecipients:input_type -> consent.v1.FilterRecipientsRequest
+	10, // 35: consent.v1.ConsentService.GetConsent:input_type -> consent.v1.GetConsentRequest
+	13, // 36: consent.v1.ConsentService.WatchConsents:input_type -> consent.v1.WatchConsentsRequest
+	15, // 37: consent.v1.ConsentService.GetStatus:input_type -> consent.v1.GetStatusRequest
+	2,  // 38: consent.v1.ConsentService.CanSend:output_type -> consent.v1.CanSendResponse
+	4,  // 39: consent.v1.ConsentService.BatchCanSend:output_type -> consent.v1.BatchCanSendResponse
+	7,  // 40: consent.v1.ConsentService.StreamCanSend:output_type -> consent.v1.StreamCanSendResponse
+	9,  // 41: consent.v1.ConsentService.FilterRecipients:output_type -> consent.v1.FilterRecipientsResponse
+	11, // 42: consent.v1.ConsentService.GetConsent:output_type -> consent.v1.GetConsentResponse
+	14, // 43: consent.v1.ConsentService.WatchConsents:output_type -> consent.v1.WatchConsentsResponse
+	16, // 44: consent.v1.ConsentService.GetStatus:output_type -> consent.v1.GetStatusResponse
+	38, // [38:45] is the sub-list for method output_type
+	31, // [31:38] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_consent_v1_consent_service_proto_init() }
@@ -1824,7 +1949,7 @@ func file_consent_v1_consent_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consent_v1_consent_service_proto_rawDesc), len(file_consent_v1_consent_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

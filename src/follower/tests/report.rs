@@ -59,3 +59,30 @@ fn every_cause_is_counted_and_a_fork_as_one() {
     assert!((count("consent_forks_total") - 1.0).abs() < 0.1);
     assert!((count("consent_resyncs_total") - 6.0).abs() < 0.1);
 }
+
+/// The pairs of a ledger that is divided otherwise are in other tables than those that were made.
+#[test]
+fn page_of_a_ledger_that_is_divided_otherwise_is_a_failed_read_with_its_cause() {
+    use consentd_ledger::{Embedded, Ledger, Retention};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    let (ledger, _appender) = Embedded::open(&path, Retention::default(), 1 << 20).unwrap();
+    let metrics = crate::metrics::Metrics::new(prometheus::Registry::new()).unwrap();
+    let (table, writer) = crate::table::new();
+    let partition = Ledger::Embedded(ledger).partition(0).unwrap();
+    let bound = Duration::from_secs(5);
+    let follower = crate::follower::Follower::new(partition, writer, metrics.into(), bound);
+    let mut follower = follower.of_layout(Layout::new(8, 4).unwrap());
+    let page = |layout| {
+        let mut page = Model::new(1).page(0);
+        Arc::make_mut(&mut page.identity).layout = layout;
+        page
+    };
+    assert!(follower.of_known_layout(page(Layout::new(8, 4).unwrap())).is_ok());
+    for other in [Layout::SINGLE, Layout::new(8, 2).unwrap(), Layout::new(16, 4).unwrap()] {
+        let refused = follower.of_known_layout(page(other));
+        assert_eq!(refused.err(), Some(ReadFailure::Unanswered));
+        assert!(table.cause().contains("divided otherwise: restart this sidecar"));
+    }
+    assert_eq!(table.freshness().validity, Validity::Loading);
+}

@@ -205,7 +205,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("phase", "staleness", "revision", "pairs", "ledger", "version", "partition_revisions", "cause", "current_time", "warnings", "remembered_pairs", "businesses", "business_count")
+    __slots__ = ("phase", "staleness", "revision", "pairs", "ledger", "version", "partition_revisions", "cause", "current_time", "warnings", "remembered_pairs", "businesses", "business_count", "partitions")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PHASE_UNSPECIFIED: _ClassVar[GetStatusResponse.Phase]
@@ -231,6 +231,7 @@ class GetStatusResponse(_message.Message):
     REMEMBERED_PAIRS_FIELD_NUMBER: _ClassVar[int]
     BUSINESSES_FIELD_NUMBER: _ClassVar[int]
     BUSINESS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     phase: GetStatusResponse.Phase
     staleness: _duration_pb2.Duration
     revision: int
@@ -244,4 +245,23 @@ class GetStatusResponse(_message.Message):
     remembered_pairs: int
     businesses: _containers.RepeatedScalarFieldContainer[str]
     business_count: int
-    def __init__(self, phase: _Optional[_Union[GetStatusResponse.Phase, str]] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., pairs: _Optional[int] = ..., ledger: _Optional[str] = ..., version: _Optional[str] = ..., partition_revisions: _Optional[_Iterable[int]] = ..., cause: _Optional[str] = ..., current_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., remembered_pairs: _Optional[int] = ..., businesses: _Optional[_Iterable[str]] = ..., business_count: _Optional[int] = ...) -> None: ...
+    partitions: _containers.RepeatedCompositeFieldContainer[PartitionStatus]
+    def __init__(self, phase: _Optional[_Union[GetStatusResponse.Phase, str]] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., pairs: _Optional[int] = ..., ledger: _Optional[str] = ..., version: _Optional[str] = ..., partition_revisions: _Optional[_Iterable[int]] = ..., cause: _Optional[str] = ..., current_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., remembered_pairs: _Optional[int] = ..., businesses: _Optional[_Iterable[str]] = ..., business_count: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[PartitionStatus, _Mapping]]] = ...) -> None: ...
+
+class PartitionStatus(_message.Message):
+    __slots__ = ("number", "phase", "staleness", "revision", "pairs", "cause", "remembered_pairs")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    REMEMBERED_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    phase: GetStatusResponse.Phase
+    staleness: _duration_pb2.Duration
+    revision: int
+    pairs: int
+    cause: str
+    remembered_pairs: int
+    def __init__(self, number: _Optional[int] = ..., phase: _Optional[_Union[GetStatusResponse.Phase, str]] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[int] = ..., pairs: _Optional[int] = ..., cause: _Optional[str] = ..., remembered_pairs: _Optional[int] = ...) -> None: ...

@@ -319,6 +319,11 @@ export interface GetStatusResponse {
   businesses: string[];
   /** How many these are in all; 0 where it holds every business. */
   businessCount: bigint;
+  /**
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   */
+  partitions: PartitionStatus[];
 }
 
 /** What the follower is doing. */
@@ -376,6 +381,26 @@ export function getStatusResponse_PhaseToJSON(object: GetStatusResponse_Phase): 
     default:
       return "UNRECOGNIZED";
   }
+}
+
+/** How current the cache is of one partition of the ledger. */
+export interface PartitionStatus {
+  /** Its number, from 0. */
+  number: number;
+  /** What its follower is doing. */
+  phase: GetStatusResponse_Phase;
+  /** How long ago the cache last proved that it is current there. */
+  staleness:
+    | Duration
+    | undefined;
+  /** Its last applied revision. */
+  revision: bigint;
+  /** How many of its pairs the cache holds. */
+  pairs: bigint;
+  /** What holds its phase where it is. Empty when live. */
+  cause: string;
+  /** Its pairs that are denied because this server remembers what the ledger has lost. */
+  rememberedPairs: bigint;
 }
 
 function createBaseCanSendRequest(): CanSendRequest {
@@ -2583,6 +2608,7 @@ function createBaseGetStatusResponse(): GetStatusResponse {
     rememberedPairs: 0n,
     businesses: [],
     businessCount: 0n,
+    partitions: [],
   };
 }
 
@@ -2645,6 +2671,9 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
         throw new globalThis.Error("value provided for field message.businessCount of type uint64 too large");
       }
       writer.uint32(104).uint64(message.businessCount);
+    }
+    for (const v of message.partitions) {
+      PartitionStatus.encode(v!, writer.uint32(114).fork()).join();
     }
     return writer;
   },
@@ -2776,6 +2805,14 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
             message.businessCount = reader.uint64() as bigint;
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.partitions.push(PartitionStatus.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2821,6 +2858,9 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
         : isSet(object.business_count)
         ? BigInt(object.business_count)
         : 0n,
+      partitions: globalThis.Array.isArray(object?.partitions)
+        ? object.partitions.map((e: any) => PartitionStatus.fromJSON(e))
+        : [],
     };
   },
 
@@ -2865,6 +2905,9 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
     if (message.businessCount !== 0n) {
       obj.businessCount = message.businessCount.toString();
     }
+    if (message.partitions?.length) {
+      obj.partitions = message.partitions.map((e) => PartitionStatus.toJSON(e));
+    }
     return obj;
   },
 
@@ -2893,6 +2936,189 @@ export const GetStatusResponse: MessageFns<GetStatusResponse> = {
     message.businesses = object.businesses?.map((e) => e) || [];
     message.businessCount = (object.businessCount !== undefined && object.businessCount !== null)
       ? BigInt(object.businessCount)
+      : 0n;
+    message.partitions = object.partitions?.map((e) => PartitionStatus.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBasePartitionStatus(): PartitionStatus {
+  return { number: 0, phase: 0, staleness: undefined, revision: 0n, pairs: 0n, cause: "", rememberedPairs: 0n };
+}
+
+export const PartitionStatus: MessageFns<PartitionStatus> = {
+  encode(message: PartitionStatus, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.number !== 0) {
+      writer.uint32(8).uint32(message.number);
+    }
+    if (message.phase !== 0) {
+      writer.uint32(16).int32(message.phase);
+    }
+    if (message.staleness !== undefined) {
+      Duration.encode(message.staleness, writer.uint32(26).fork()).join();
+    }
+    if (message.revision !== 0n) {
+      if (BigInt.asUintN(64, message.revision) !== message.revision) {
+        throw new globalThis.Error("value provided for field message.revision of type uint64 too large");
+      }
+      writer.uint32(32).uint64(message.revision);
+    }
+    if (message.pairs !== 0n) {
+      if (BigInt.asUintN(64, message.pairs) !== message.pairs) {
+        throw new globalThis.Error("value provided for field message.pairs of type uint64 too large");
+      }
+      writer.uint32(40).uint64(message.pairs);
+    }
+    if (message.cause !== "") {
+      writer.uint32(50).string(message.cause);
+    }
+    if (message.rememberedPairs !== 0n) {
+      if (BigInt.asUintN(64, message.rememberedPairs) !== message.rememberedPairs) {
+        throw new globalThis.Error("value provided for field message.rememberedPairs of type uint64 too large");
+      }
+      writer.uint32(56).uint64(message.rememberedPairs);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PartitionStatus {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePartitionStatus();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.number = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.phase = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.staleness = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.revision = reader.uint64() as bigint;
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.pairs = reader.uint64() as bigint;
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.cause = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.rememberedPairs = reader.uint64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PartitionStatus {
+    return {
+      number: isSet(object.number) ? globalThis.Number(object.number) : 0,
+      phase: isSet(object.phase) ? getStatusResponse_PhaseFromJSON(object.phase) : 0,
+      staleness: isSet(object.staleness) ? Duration.fromJSON(object.staleness) : undefined,
+      revision: isSet(object.revision) ? BigInt(object.revision) : 0n,
+      pairs: isSet(object.pairs) ? BigInt(object.pairs) : 0n,
+      cause: isSet(object.cause) ? globalThis.String(object.cause) : "",
+      rememberedPairs: isSet(object.rememberedPairs)
+        ? BigInt(object.rememberedPairs)
+        : isSet(object.remembered_pairs)
+        ? BigInt(object.remembered_pairs)
+        : 0n,
+    };
+  },
+
+  toJSON(message: PartitionStatus): unknown {
+    const obj: any = {};
+    if (message.number !== 0) {
+      obj.number = Math.round(message.number);
+    }
+    if (message.phase !== 0) {
+      obj.phase = getStatusResponse_PhaseToJSON(message.phase);
+    }
+    if (message.staleness !== undefined) {
+      obj.staleness = Duration.toJSON(message.staleness);
+    }
+    if (message.revision !== 0n) {
+      obj.revision = message.revision.toString();
+    }
+    if (message.pairs !== 0n) {
+      obj.pairs = message.pairs.toString();
+    }
+    if (message.cause !== "") {
+      obj.cause = message.cause;
+    }
+    if (message.rememberedPairs !== 0n) {
+      obj.rememberedPairs = message.rememberedPairs.toString();
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<PartitionStatus>): PartitionStatus {
+    return PartitionStatus.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PartitionStatus>): PartitionStatus {
+    const message = createBasePartitionStatus();
+    message.number = object.number ?? 0;
+    message.phase = object.phase ?? 0;
+    message.staleness = (object.staleness !== undefined && object.staleness !== null)
+      ? Duration.fromPartial(object.staleness)
+      : undefined;
+    message.revision = (object.revision !== undefined && object.revision !== null) ? BigInt(object.revision) : 0n;
+    message.pairs = (object.pairs !== undefined && object.pairs !== null) ? BigInt(object.pairs) : 0n;
+    message.cause = object.cause ?? "";
+    message.rememberedPairs = (object.rememberedPairs !== undefined && object.rememberedPairs !== null)
+      ? BigInt(object.rememberedPairs)
       : 0n;
     return message;
   },

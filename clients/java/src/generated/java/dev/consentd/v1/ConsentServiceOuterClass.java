@@ -115,6 +115,11 @@ public final class ConsentServiceOuterClass {
   static final 
     com.google.protobuf.GeneratedMessageV3.FieldAccessorTable
       internal_static_consent_v1_GetStatusResponse_fieldAccessorTable;
+  static final com.google.protobuf.Descriptors.Descriptor
+    internal_static_consent_v1_PartitionStatus_descriptor;
+  static final 
+    com.google.protobuf.GeneratedMessageV3.FieldAccessorTable
+      internal_static_consent_v1_PartitionStatus_fieldAccessorTable;
 
   public static com.google.protobuf.Descriptors.FileDescriptor
       getDescriptor() {
@@ -185,7 +190,7 @@ public final class ConsentServiceOuterClass {
       "\001(\0132\024.consent.v1.Template\022\023\n\013business_id" +
       "\030\002 \001(\t\022\020\n\010revision\030\003 \001(\004\032)\n\nCheckpoint\022\033" +
       "\n\023partition_revisions\030\001 \003(\004\032\007\n\005ResetB\006\n\004" +
-      "what\"\022\n\020GetStatusRequest\"\324\003\n\021GetStatusRe" +
+      "what\"\022\n\020GetStatusRequest\"\205\004\n\021GetStatusRe" +
       "sponse\0222\n\005phase\030\001 \001(\0162#.consent.v1.GetSt" +
       "atusResponse.Phase\022,\n\tstaleness\030\002 \001(\0132\031." +
       "google.protobuf.Duration\022\020\n\010revision\030\003 \001" +
@@ -194,26 +199,32 @@ public final class ConsentServiceOuterClass {
       "\r\n\005cause\030\010 \001(\t\0220\n\014current_time\030\t \001(\0132\032.g" +
       "oogle.protobuf.Timestamp\022\020\n\010warnings\030\n \003" +
       "(\t\022\030\n\020remembered_pairs\030\013 \001(\004\022\022\n\nbusiness" +
-      "es\030\014 \003(\t\022\026\n\016business_count\030\r \001(\004\"e\n\005Phas" +
-      "e\022\025\n\021PHASE_UNSPECIFIED\020\000\022\021\n\rPHASE_LOADIN" +
-      "G\020\001\022\016\n\nPHASE_LIVE\020\002\022\017\n\013PHASE_STALE\020\003\022\021\n\r" +
-      "PHASE_INVALID\020\0042\323\004\n\016ConsentService\022B\n\007Ca" +
-      "nSend\022\032.consent.v1.CanSendRequest\032\033.cons" +
-      "ent.v1.CanSendResponse\022Q\n\014BatchCanSend\022\037" +
-      ".consent.v1.BatchCanSendRequest\032 .consen" +
-      "t.v1.BatchCanSendResponse\022X\n\rStreamCanSe" +
-      "nd\022 .consent.v1.StreamCanSendRequest\032!.c" +
-      "onsent.v1.StreamCanSendResponse(\0010\001\022a\n\020F" +
-      "ilterRecipients\022#.consent.v1.FilterRecip" +
-      "ientsRequest\032$.consent.v1.FilterRecipien" +
-      "tsResponse(\0010\001\022K\n\nGetConsent\022\035.consent.v" +
-      "1.GetConsentRequest\032\036.consent.v1.GetCons" +
-      "entResponse\022V\n\rWatchConsents\022 .consent.v" +
-      "1.WatchConsentsRequest\032!.consent.v1.Watc" +
-      "hConsentsResponse0\001\022H\n\tGetStatus\022\034.conse" +
-      "nt.v1.GetStatusRequest\032\035.consent.v1.GetS" +
-      "tatusResponseB\023\n\017dev.consentd.v1P\001b\006prot" +
-      "o3"
+      "es\030\014 \003(\t\022\026\n\016business_count\030\r \001(\004\022/\n\npart" +
+      "itions\030\016 \003(\0132\033.consent.v1.PartitionStatu" +
+      "s\"e\n\005Phase\022\025\n\021PHASE_UNSPECIFIED\020\000\022\021\n\rPHA" +
+      "SE_LOADING\020\001\022\016\n\nPHASE_LIVE\020\002\022\017\n\013PHASE_ST" +
+      "ALE\020\003\022\021\n\rPHASE_INVALID\020\004\"\315\001\n\017PartitionSt" +
+      "atus\022\016\n\006number\030\001 \001(\r\0222\n\005phase\030\002 \001(\0162#.co" +
+      "nsent.v1.GetStatusResponse.Phase\022,\n\tstal" +
+      "eness\030\003 \001(\0132\031.google.protobuf.Duration\022\020" +
+      "\n\010revision\030\004 \001(\004\022\r\n\005pairs\030\005 \001(\004\022\r\n\005cause" +
+      "\030\006 \001(\t\022\030\n\020remembered_pairs\030\007 \001(\0042\323\004\n\016Con" +
+      "sentService\022B\n\007CanSend\022\032.consent.v1.CanS" +
+      "endRequest\032\033.consent.v1.CanSendResponse\022" +
+      "Q\n\014BatchCanSend\022\037.consent.v1.BatchCanSen" +
+      "dRequest\032 .consent.v1.BatchCanSendRespon" +
+      "se\022X\n\rStreamCanSend\022 .consent.v1.StreamC" +
+      "anSendRequest\032!.consent.v1.StreamCanSend" +
+      "Response(\0010\001\022a\n\020FilterRecipients\022#.conse" +
+      "nt.v1.FilterRecipientsRequest\032$.consent." +
+      "v1.FilterRecipientsResponse(\0010\001\022K\n\nGetCo" +
+      "nsent\022\035.consent.v1.GetConsentRequest\032\036.c" +
+      "onsent.v1.GetConsentResponse\022V\n\rWatchCon" +
+      "sents\022 .consent.v1.WatchConsentsRequest\032" +
+      "!.consent.v1.WatchConsentsResponse0\001\022H\n\t" +
+      "GetStatus\022\034.consent.v1.GetStatusRequest\032" +
+      "\035.consent.v1.GetStatusResponseB\023\n\017dev.co" +
+      "nsentd.v1P\001b\006proto3"
     };
     descriptor = com.google.protobuf.Descriptors.FileDescriptor
       .internalBuildGeneratedFileFrom(descriptorData,
@@ -341,7 +352,13 @@ public final class ConsentServiceOuterClass {
     internal_static_consent_v1_GetStatusResponse_fieldAccessorTable = new
       com.google.protobuf.GeneratedMessageV3.FieldAccessorTable(
         internal_static_consent_v1_GetStatusResponse_descriptor,
-        new java.lang.String[] { "Phase", "Staleness", "Revision", "Pairs", "Ledger", "Version", "PartitionRevisions", "Cause", "CurrentTime", "Warnings", "RememberedPairs", "Businesses", "BusinessCount", });
+        new java.lang.String[] { "Phase", "Staleness", "Revision", "Pairs", "Ledger", "Version", "PartitionRevisions", "Cause", "CurrentTime", "Warnings", "RememberedPairs", "Businesses", "BusinessCount", "Partitions", });
+    internal_static_consent_v1_PartitionStatus_descriptor =
+      getDescriptor().getMessageTypes().get(16);
+    internal_static_consent_v1_PartitionStatus_fieldAccessorTable = new
+      com.google.protobuf.GeneratedMessageV3.FieldAccessorTable(
+        internal_static_consent_v1_PartitionStatus_descriptor,
+        new java.lang.String[] { "Number", "Phase", "Staleness", "Revision", "Pairs", "Cause", "RememberedPairs", });
     dev.consentd.v1.Consent.getDescriptor();
     com.google.protobuf.DurationProto.getDescriptor();
     com.google.protobuf.TimestampProto.getDescriptor();

@@ -30,6 +30,7 @@ private static final long serialVersionUID = 0L;
         com.google.protobuf.LazyStringArrayList.emptyList();
     businesses_ =
         com.google.protobuf.LazyStringArrayList.emptyList();
+    partitions_ = java.util.Collections.emptyList();
   }
 
   @java.lang.Override
@@ -691,6 +692,72 @@ private static final long serialVersionUID = 0L;
     return businessCount_;
   }
 
+  public static final int PARTITIONS_FIELD_NUMBER = 14;
+  @SuppressWarnings("serial")
+  private java.util.List<dev.consentd.v1.PartitionStatus> partitions_;
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  @java.lang.Override
+  public java.util.List<dev.consentd.v1.PartitionStatus> getPartitionsList() {
+    return partitions_;
+  }
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  @java.lang.Override
+  public java.util.List<? extends dev.consentd.v1.PartitionStatusOrBuilder> 
+      getPartitionsOrBuilderList() {
+    return partitions_;
+  }
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  @java.lang.Override
+  public int getPartitionsCount() {
+    return partitions_.size();
+  }
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  @java.lang.Override
+  public dev.consentd.v1.PartitionStatus getPartitions(int index) {
+    return partitions_.get(index);
+  }
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  @java.lang.Override
+  public dev.consentd.v1.PartitionStatusOrBuilder getPartitionsOrBuilder(
+      int index) {
+    return partitions_.get(index);
+  }
+
   private byte memoizedIsInitialized = -1;
   @java.lang.Override
   public final boolean isInitialized() {
@@ -748,6 +815,9 @@ private static final long serialVersionUID = 0L;
     }
     if (businessCount_ != 0L) {
       output.writeUInt64(13, businessCount_);
+    }
+    for (int i = 0; i < partitions_.size(); i++) {
+      output.writeMessage(14, partitions_.get(i));
     }
     getUnknownFields().writeTo(output);
   }
@@ -825,6 +895,10 @@ private static final long serialVersionUID = 0L;
       size += com.google.protobuf.CodedOutputStream
         .computeUInt64Size(13, businessCount_);
     }
+    for (int i = 0; i < partitions_.size(); i++) {
+      size += com.google.protobuf.CodedOutputStream
+        .computeMessageSize(14, partitions_.get(i));
+    }
     size += getUnknownFields().getSerializedSize();
     memoizedSize = size;
     return size;
@@ -871,6 +945,8 @@ private static final long serialVersionUID = 0L;
         .equals(other.getBusinessesList())) return false;
     if (getBusinessCount()
         != other.getBusinessCount()) return false;
+    if (!getPartitionsList()
+        .equals(other.getPartitionsList())) return false;
     if (!getUnknownFields().equals(other.getUnknownFields())) return false;
     return true;
   }
@@ -922,6 +998,10 @@ private static final long serialVersionUID = 0L;
     hash = (37 * hash) + BUSINESS_COUNT_FIELD_NUMBER;
     hash = (53 * hash) + com.google.protobuf.Internal.hashLong(
         getBusinessCount());
+    if (getPartitionsCount() > 0) {
+      hash = (37 * hash) + PARTITIONS_FIELD_NUMBER;
+      hash = (53 * hash) + getPartitionsList().hashCode();
+    }
     hash = (29 * hash) + getUnknownFields().hashCode();
     memoizedHashCode = hash;
     return hash;
@@ -1058,6 +1138,7 @@ private static final long serialVersionUID = 0L;
               .alwaysUseFieldBuilders) {
         getStalenessFieldBuilder();
         getCurrentTimeFieldBuilder();
+        getPartitionsFieldBuilder();
       }
     }
     @java.lang.Override
@@ -1087,6 +1168,13 @@ private static final long serialVersionUID = 0L;
       businesses_ =
           com.google.protobuf.LazyStringArrayList.emptyList();
       businessCount_ = 0L;
+      if (partitionsBuilder_ == null) {
+        partitions_ = java.util.Collections.emptyList();
+      } else {
+        partitions_ = null;
+        partitionsBuilder_.clear();
+      }
+      bitField0_ = (bitField0_ & ~0x00002000);
       return this;
     }
 
@@ -1113,9 +1201,22 @@ private static final long serialVersionUID = 0L;
     @java.lang.Override
     public dev.consentd.v1.GetStatusResponse buildPartial() {
       dev.consentd.v1.GetStatusResponse result = new dev.consentd.v1.GetStatusResponse(this);
+      buildPartialRepeatedFields(result);
       if (bitField0_ != 0) { buildPartial0(result); }
       onBuilt();
       return result;
+    }
+
+    private void buildPartialRepeatedFields(dev.consentd.v1.GetStatusResponse result) {
+      if (partitionsBuilder_ == null) {
+        if (((bitField0_ & 0x00002000) != 0)) {
+          partitions_ = java.util.Collections.unmodifiableList(partitions_);
+          bitField0_ = (bitField0_ & ~0x00002000);
+        }
+        result.partitions_ = partitions_;
+      } else {
+        result.partitions_ = partitionsBuilder_.build();
+      }
     }
 
     private void buildPartial0(dev.consentd.v1.GetStatusResponse result) {
@@ -1283,6 +1384,32 @@ private static final long serialVersionUID = 0L;
       if (other.getBusinessCount() != 0L) {
         setBusinessCount(other.getBusinessCount());
       }
+      if (partitionsBuilder_ == null) {
+        if (!other.partitions_.isEmpty()) {
+          if (partitions_.isEmpty()) {
+            partitions_ = other.partitions_;
+            bitField0_ = (bitField0_ & ~0x00002000);
+          } else {
+            ensurePartitionsIsMutable();
+            partitions_.addAll(other.partitions_);
+          }
+          onChanged();
+        }
+      } else {
+        if (!other.partitions_.isEmpty()) {
+          if (partitionsBuilder_.isEmpty()) {
+            partitionsBuilder_.dispose();
+            partitionsBuilder_ = null;
+            partitions_ = other.partitions_;
+            bitField0_ = (bitField0_ & ~0x00002000);
+            partitionsBuilder_ = 
+              com.google.protobuf.GeneratedMessageV3.alwaysUseFieldBuilders ?
+                 getPartitionsFieldBuilder() : null;
+          } else {
+            partitionsBuilder_.addAllMessages(other.partitions_);
+          }
+        }
+      }
       this.mergeUnknownFields(other.getUnknownFields());
       onChanged();
       return this;
@@ -1391,6 +1518,19 @@ private static final long serialVersionUID = 0L;
               bitField0_ |= 0x00001000;
               break;
             } // case 104
+            case 114: {
+              dev.consentd.v1.PartitionStatus m =
+                  input.readMessage(
+                      dev.consentd.v1.PartitionStatus.parser(),
+                      extensionRegistry);
+              if (partitionsBuilder_ == null) {
+                ensurePartitionsIsMutable();
+                partitions_.add(m);
+              } else {
+                partitionsBuilder_.addMessage(m);
+              }
+              break;
+            } // case 114
             default: {
               if (!super.parseUnknownField(input, extensionRegistry, tag)) {
                 done = true; // was an endgroup tag
@@ -2669,6 +2809,336 @@ private static final long serialVersionUID = 0L;
       businessCount_ = 0L;
       onChanged();
       return this;
+    }
+
+    private java.util.List<dev.consentd.v1.PartitionStatus> partitions_ =
+      java.util.Collections.emptyList();
+    private void ensurePartitionsIsMutable() {
+      if (!((bitField0_ & 0x00002000) != 0)) {
+        partitions_ = new java.util.ArrayList<dev.consentd.v1.PartitionStatus>(partitions_);
+        bitField0_ |= 0x00002000;
+       }
+    }
+
+    private com.google.protobuf.RepeatedFieldBuilderV3<
+        dev.consentd.v1.PartitionStatus, dev.consentd.v1.PartitionStatus.Builder, dev.consentd.v1.PartitionStatusOrBuilder> partitionsBuilder_;
+
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public java.util.List<dev.consentd.v1.PartitionStatus> getPartitionsList() {
+      if (partitionsBuilder_ == null) {
+        return java.util.Collections.unmodifiableList(partitions_);
+      } else {
+        return partitionsBuilder_.getMessageList();
+      }
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public int getPartitionsCount() {
+      if (partitionsBuilder_ == null) {
+        return partitions_.size();
+      } else {
+        return partitionsBuilder_.getCount();
+      }
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public dev.consentd.v1.PartitionStatus getPartitions(int index) {
+      if (partitionsBuilder_ == null) {
+        return partitions_.get(index);
+      } else {
+        return partitionsBuilder_.getMessage(index);
+      }
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder setPartitions(
+        int index, dev.consentd.v1.PartitionStatus value) {
+      if (partitionsBuilder_ == null) {
+        if (value == null) {
+          throw new NullPointerException();
+        }
+        ensurePartitionsIsMutable();
+        partitions_.set(index, value);
+        onChanged();
+      } else {
+        partitionsBuilder_.setMessage(index, value);
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder setPartitions(
+        int index, dev.consentd.v1.PartitionStatus.Builder builderForValue) {
+      if (partitionsBuilder_ == null) {
+        ensurePartitionsIsMutable();
+        partitions_.set(index, builderForValue.build());
+        onChanged();
+      } else {
+        partitionsBuilder_.setMessage(index, builderForValue.build());
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder addPartitions(dev.consentd.v1.PartitionStatus value) {
+      if (partitionsBuilder_ == null) {
+        if (value == null) {
+          throw new NullPointerException();
+        }
+        ensurePartitionsIsMutable();
+        partitions_.add(value);
+        onChanged();
+      } else {
+        partitionsBuilder_.addMessage(value);
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder addPartitions(
+        int index, dev.consentd.v1.PartitionStatus value) {
+      if (partitionsBuilder_ == null) {
+        if (value == null) {
+          throw new NullPointerException();
+        }
+        ensurePartitionsIsMutable();
+        partitions_.add(index, value);
+        onChanged();
+      } else {
+        partitionsBuilder_.addMessage(index, value);
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder addPartitions(
+        dev.consentd.v1.PartitionStatus.Builder builderForValue) {
+      if (partitionsBuilder_ == null) {
+        ensurePartitionsIsMutable();
+        partitions_.add(builderForValue.build());
+        onChanged();
+      } else {
+        partitionsBuilder_.addMessage(builderForValue.build());
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder addPartitions(
+        int index, dev.consentd.v1.PartitionStatus.Builder builderForValue) {
+      if (partitionsBuilder_ == null) {
+        ensurePartitionsIsMutable();
+        partitions_.add(index, builderForValue.build());
+        onChanged();
+      } else {
+        partitionsBuilder_.addMessage(index, builderForValue.build());
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder addAllPartitions(
+        java.lang.Iterable<? extends dev.consentd.v1.PartitionStatus> values) {
+      if (partitionsBuilder_ == null) {
+        ensurePartitionsIsMutable();
+        com.google.protobuf.AbstractMessageLite.Builder.addAll(
+            values, partitions_);
+        onChanged();
+      } else {
+        partitionsBuilder_.addAllMessages(values);
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder clearPartitions() {
+      if (partitionsBuilder_ == null) {
+        partitions_ = java.util.Collections.emptyList();
+        bitField0_ = (bitField0_ & ~0x00002000);
+        onChanged();
+      } else {
+        partitionsBuilder_.clear();
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public Builder removePartitions(int index) {
+      if (partitionsBuilder_ == null) {
+        ensurePartitionsIsMutable();
+        partitions_.remove(index);
+        onChanged();
+      } else {
+        partitionsBuilder_.remove(index);
+      }
+      return this;
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public dev.consentd.v1.PartitionStatus.Builder getPartitionsBuilder(
+        int index) {
+      return getPartitionsFieldBuilder().getBuilder(index);
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public dev.consentd.v1.PartitionStatusOrBuilder getPartitionsOrBuilder(
+        int index) {
+      if (partitionsBuilder_ == null) {
+        return partitions_.get(index);  } else {
+        return partitionsBuilder_.getMessageOrBuilder(index);
+      }
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public java.util.List<? extends dev.consentd.v1.PartitionStatusOrBuilder> 
+         getPartitionsOrBuilderList() {
+      if (partitionsBuilder_ != null) {
+        return partitionsBuilder_.getMessageOrBuilderList();
+      } else {
+        return java.util.Collections.unmodifiableList(partitions_);
+      }
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public dev.consentd.v1.PartitionStatus.Builder addPartitionsBuilder() {
+      return getPartitionsFieldBuilder().addBuilder(
+          dev.consentd.v1.PartitionStatus.getDefaultInstance());
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public dev.consentd.v1.PartitionStatus.Builder addPartitionsBuilder(
+        int index) {
+      return getPartitionsFieldBuilder().addBuilder(
+          index, dev.consentd.v1.PartitionStatus.getDefaultInstance());
+    }
+    /**
+     * <pre>
+     * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+     * the staleness the greatest.
+     * </pre>
+     *
+     * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+     */
+    public java.util.List<dev.consentd.v1.PartitionStatus.Builder> 
+         getPartitionsBuilderList() {
+      return getPartitionsFieldBuilder().getBuilderList();
+    }
+    private com.google.protobuf.RepeatedFieldBuilderV3<
+        dev.consentd.v1.PartitionStatus, dev.consentd.v1.PartitionStatus.Builder, dev.consentd.v1.PartitionStatusOrBuilder> 
+        getPartitionsFieldBuilder() {
+      if (partitionsBuilder_ == null) {
+        partitionsBuilder_ = new com.google.protobuf.RepeatedFieldBuilderV3<
+            dev.consentd.v1.PartitionStatus, dev.consentd.v1.PartitionStatus.Builder, dev.consentd.v1.PartitionStatusOrBuilder>(
+                partitions_,
+                ((bitField0_ & 0x00002000) != 0),
+                getParentForChildren(),
+                isClean());
+        partitions_ = null;
+      }
+      return partitionsBuilder_;
     }
     @java.lang.Override
     public final Builder setUnknownFields(

@@ -299,4 +299,53 @@ public interface GetStatusResponseOrBuilder extends
    * @return The businessCount.
    */
   long getBusinessCount();
+
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  java.util.List<dev.consentd.v1.PartitionStatus> 
+      getPartitionsList();
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  dev.consentd.v1.PartitionStatus getPartitions(int index);
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  int getPartitionsCount();
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  java.util.List<? extends dev.consentd.v1.PartitionStatusOrBuilder> 
+      getPartitionsOrBuilderList();
+  /**
+   * <pre>
+   * The partitions that the cache follows, where the ledger has several. The phase above is the worst of them, and
+   * the staleness the greatest.
+   * </pre>
+   *
+   * <code>repeated .consent.v1.PartitionStatus partitions = 14;</code>
+   */
+  dev.consentd.v1.PartitionStatusOrBuilder getPartitionsOrBuilder(
+      int index);
 }
