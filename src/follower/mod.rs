@@ -70,6 +70,8 @@ pub struct Follower {
     layout: Option<Layout>,
     /// Notified when the table has come to be valid, or to hold other businesses.
     progress: Arc<Notify>,
+    /// The moment that the periods of polls are counted from.
+    began: Instant,
     announcements: Option<Receiver<Notification>>,
     applier: Applier,
     metrics: Arc<Metrics>,
@@ -93,6 +95,8 @@ struct Outlets {
     publisher: Publisher,
     losses: watch::Sender<u64>,
     progress: Arc<Notify>,
+    /// The moment that their polls' periods are counted from.
+    began: Instant,
 }
 
 /// A read of the ledger, or of files, that is going on.
@@ -123,8 +127,8 @@ impl Follower {
         max_staleness: Duration,
     ) -> Self {
         let (_, publisher) = change_feed::new();
-        let outlets =
-            Outlets { publisher, losses: watch::Sender::new(0), progress: Arc::default() };
+        let (losses, progress) = (watch::Sender::new(0), Arc::default());
+        let outlets = Outlets { publisher, losses, progress, began: Instant::now() };
         Self::with_outlets(partition, writer, metrics, max_staleness, outlets)
     }
 
@@ -135,13 +139,14 @@ impl Follower {
         max_staleness: Duration,
         outlets: Outlets,
     ) -> Self {
-        let Outlets { publisher, losses, progress } = outlets;
+        let Outlets { publisher, losses, progress, began } = outlets;
         Self {
             announcements: Some(partition.listen()),
             report: Report::new(partition.clone(), Arc::clone(&metrics), losses),
             partition,
             layout: None,
             progress,
+            began,
             applier: Applier::new(writer, MAX_RETAINED_PAIRS),
             metrics,
             max_staleness,
@@ -242,7 +247,7 @@ impl Follower {
         mut announcements: Receiver<Notification>,
     ) {
         let mut pending = PendingOperations::new();
-        let mut polls = self.ticker(period(self.max_staleness), Duration::ZERO);
+        let mut polls = self.poll_ticker();
         let mut scrubs = self.scrub_interval.map(|every| self.ticker(every, Duration::ZERO));
         let snapshots = self.snapshot_target.as_ref().and_then(|target| target.interval);
         let mut snapshots = snapshots.map(|every| self.ticker(every, every));
@@ -444,6 +449,15 @@ impl Follower {
             }
         }
         self.change_publisher.flush();
+    }
+
+    /// The ticker of polls. Those of all partitions tick at the same moments: where others name the primary, one
+    /// question to them then proves all of these polls.
+    fn poll_ticker(&self) -> Interval {
+        let mut ticker = interval_at(self.began, period(self.max_staleness));
+        // It stays on these moments, even if one was missed.
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticker
     }
 
     /// A ticker whose first tick is after this time. Those of the partitions are spread over the period.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -44,6 +45,8 @@ pub struct Followers {
     losses: watch::Sender<u64>,
     positions: watch::Sender<Positions>,
     progress: Arc<Notify>,
+    /// The moment that the periods of polls are counted from.
+    began: Instant,
 }
 
 /// A follower that runs.
@@ -84,6 +87,7 @@ impl Followers {
             losses: watch::Sender::new(0),
             positions: watch::Sender::default(),
             progress: Arc::default(),
+            began: Instant::now(),
         }
     }
 
@@ -93,7 +97,8 @@ impl Followers {
         Self { extra_pairs, ..self }
     }
 
-    /// Compares one bucket of each partition with its table in each interval; never if it is `None`.
+    /// Compares one bucket of the ledger with its table in each interval; never if it is `None`. Of several partitions
+    /// each has its turn.
     #[must_use]
     pub fn with_scrub_interval(self, scrub_interval: Option<Duration>) -> Self {
         Self { scrub_interval, ..self }
@@ -213,11 +218,14 @@ impl Followers {
             publisher,
             losses: self.losses.clone(),
             progress: Arc::clone(&self.progress),
+            began: self.began,
         };
         let metrics = Arc::clone(&self.metrics);
         let follower =
             Follower::with_outlets(partition, writer, metrics, self.max_staleness, outlets);
-        follower.with_extra_pairs(self.extra_pairs.clone()).with_scrub_interval(self.scrub_interval)
+        let partitions = layout.map_or(1, Layout::partitions);
+        let scrub_interval = self.scrub_interval.map(|every| every.saturating_mul(partitions));
+        follower.with_extra_pairs(self.extra_pairs.clone()).with_scrub_interval(scrub_interval)
     }
 
     /// Starts to follow a partition, with a follower that was made before or with a new one.
