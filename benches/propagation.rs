@@ -135,6 +135,9 @@ async fn over_shards(rate: u64, seconds: u64) {
     );
 }
 
+/// The channel of bare announcements, in a slot of the server.
+const BARE_CHANNEL: &str = "{consent:0}:bare";
+
 /// What bare announcements are published to.
 struct Bare<'a> {
     redis: &'a Redis,
@@ -145,11 +148,6 @@ struct Bare<'a> {
 impl Bare<'_> {
     fn command(&self) -> &'static str {
         if self.is_sharded { "SPUBLISH" } else { "PUBLISH" }
-    }
-
-    /// A channel in a slot of the server.
-    fn channel(&self) -> &'static str {
-        "{consent:0}:bare"
     }
 }
 
@@ -181,9 +179,9 @@ async fn publish(bare: &Bare<'_>, rate: u64, seconds: u64) -> Vec<f64> {
     let mut subscriber =
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
     let (subscribe, name, channel) = if bare.is_sharded {
-        ("SSUBSCRIBE", "SPUBLISH", bare.channel())
+        ("SSUBSCRIBE", "SPUBLISH", BARE_CHANNEL)
     } else {
-        ("SUBSCRIBE", "PUBLISH", bare.channel())
+        ("SUBSCRIBE", "PUBLISH", BARE_CHANNEL)
     };
     let () = redis::cmd(subscribe).arg(channel).query_async(&mut subscriber).await.unwrap();
     let started = Instant::now();

@@ -163,14 +163,12 @@ pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError
     for place in &places {
         is_made.push(matches!(place.look(shape, &mut ledger).await?, Found::Partition(..)));
     }
-    let (ledger, secret) = match ledger {
-        Some(known) => known,
-        None => {
-            let mut ledger: Epoch = [0; 16];
-            getrandom::fill(&mut ledger).map_err(CreateError::Random)?;
-            let secret = StoredSecret::random().map_err(CreateError::Random)?.encode();
-            (ledger.to_vec(), secret)
-        }
+    let (ledger, secret) = if let Some(known) = ledger {
+        known
+    } else {
+        let mut id: Epoch = [0; 16];
+        getrandom::fill(&mut id).map_err(CreateError::Random)?;
+        (id.to_vec(), StoredSecret::random().map_err(CreateError::Random)?.encode())
     };
     for (place, _) in places.iter().zip(is_made).filter(|(_, is_made)| !is_made) {
         place.create(shape, &ledger, &secret).await?;

@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
-use super::handshake::ConnectionError;
+use super::error::ConnectionError;
 use super::pool::{PooledConnection, Purpose};
 use super::primary::{Primary, PrimaryLocator, Timeouts};
 use super::resp::RespConnection;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::handshake::ConnectionError;
+use super::error::ConnectionError;
 
 /// The maximum size of a file with a password, certificates or a key, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;

@@ -4,6 +4,7 @@
 mod cluster;
 mod connection;
 mod credentials;
+mod error;
 mod handshake;
 mod pool;
 mod primary;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use consentd_os::backoff::{Backoff, Jitter};
 
 pub(super) use self::connection::{Connection, ConnectionManager};
-pub(super) use self::handshake::ConnectionError;
+pub(super) use self::error::ConnectionError;
 pub(super) use self::pool::{MAX_WRITES, Purpose};
 pub(super) use self::primary::{PrimaryLocator, Servers, Timeouts};
 pub(super) use self::resp::{Reply, RespConnection, RespError};

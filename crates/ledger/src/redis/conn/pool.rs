@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::RECONNECT;
-use super::handshake::ConnectionError;
+use super::error::ConnectionError;
 use super::primary::{Primary, Servers, Timeouts};
 use super::resp::RespConnection;
 use super::url::Address;

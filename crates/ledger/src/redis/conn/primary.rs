@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::credentials::Credentials;
-use super::handshake::{ConnectionError, Handshake, Handshaken, ServerKind};
+use super::error::ConnectionError;
+use super::handshake::{Handshake, Handshaken, ServerKind};
 use super::pool::ConnectionPool;
 use super::quorum::{Electorate, Patience, Quorum, Votes};
 use super::resp::{Reply, RespConnection};
@@ -109,7 +110,7 @@ enum Location {
     /// It is the server at this address.
     Fixed(Arc<Primary>),
     /// It is the server that a majority names.
-    Named(Quorum),
+    Named(Box<Quorum>),
 }
 
 /// Rounds of questions about some slots, one at a time.
@@ -138,11 +139,13 @@ impl Servers {
             Endpoint::Sentinels { sentinels, master, credentials } => {
                 let electorate = Electorate::Sentinels { master: master.clone() };
                 let sentinels = sentinels.clone();
-                Location::Named(Quorum::new(sentinels, electorate, credentials.clone(), tls))
+                let quorum = Quorum::new(sentinels, electorate, credentials.clone(), tls);
+                Location::Named(Box::new(quorum))
             }
             Endpoint::Cluster(nodes) => {
                 let credentials = target.credentials.clone();
-                Location::Named(Quorum::new(nodes.clone(), Electorate::Cluster, credentials, tls))
+                let quorum = Quorum::new(nodes.clone(), Electorate::Cluster, credentials, tls);
+                Location::Named(Box::new(quorum))
             }
         };
         let (lanes, named) = (Default::default(), watch::Sender::new(Named::new()));

@@ -23,7 +23,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::credentials::Credentials;
-use super::handshake::{ConnectionError, Handshake, ServerKind};
+use super::error::ConnectionError;
+use super::handshake::{Handshake, ServerKind};
 use super::pool::multiplexed;
 use super::primary::{Primary, Term, Timeouts};
 use super::url::Address;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::handshake::{ConnectionError, Handshake};
+use super::error::ConnectionError;
+use super::handshake::Handshake;
 use super::primary::Primary;
 use super::quorum::{Answer, text};
 use super::url::Address;

@@ -19,7 +19,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::handshake::{ConnectionError, Handshake};
+use super::error::ConnectionError;
+use super::handshake::Handshake;
 use super::primary::{Primary, PrimaryLocator, Servers, Timeouts};
 use super::resp::{Reply, RespConnection};
 use super::{RECONNECT, reconnect_delay};
