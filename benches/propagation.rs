@@ -119,13 +119,15 @@ async fn over_shards(rate: u64, seconds: u64) {
     let each = all / ours.len() as f64;
     println!("  CPU of the shards {spent:.2?} s; the largest part {:.1} %", most / all * 100.0);
     drop(cluster);
-    let single = Cluster::single(&options);
-    let ledger = format!("redis://127.0.0.1:{}", single[0].port());
+    let single = Redis::start(&options);
+    let replica = Redis::start_replica_of(&single, &options);
+    replica.catch_up_with(&single);
+    let ledger = format!("redis://127.0.0.1:{}", single.port());
     let (code, _, said) = run(&["init", "--ledger", &ledger]);
     assert_eq!(code, 0, "{said}");
-    let before = cpu(&single[0]);
+    let before = cpu(&single);
     let (ours, _) = enforce(&ledger, rate / 3, seconds).await;
-    let alone = (cpu(&single[0]) - before) / ours.len() as f64;
+    let alone = (cpu(&single) - before) / ours.len() as f64;
     println!(
         "  CPU an event: {:.1} us at a shard, {:.1} us at a single server with a replica and a third of the \
          events: {:.2}",

@@ -12,6 +12,7 @@
 pub mod applier;
 mod change_publisher;
 mod partitions;
+mod recent_messages;
 mod report;
 pub mod scheduler;
 mod snapshot_file;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use self::applier::{Applier, MAX_RETAINED_PAIRS};
 use self::change_publisher::ChangePublisher;
 pub use self::partitions::Followers;
+use self::recent_messages::RecentMessages;
 use self::report::Report;
 use self::scheduler::{
     BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, Scheduler, Task,
@@ -97,6 +99,7 @@ struct Outlets {
     progress: Arc<Notify>,
     /// The moment that their polls' periods are counted from.
     began: Instant,
+    recent: RecentMessages,
 }
 
 /// A read of the ledger, or of files, that is going on.
@@ -128,7 +131,8 @@ impl Follower {
     ) -> Self {
         let (_, publisher) = change_feed::new();
         let (losses, progress) = (watch::Sender::new(0), Arc::default());
-        let outlets = Outlets { publisher, losses, progress, began: Instant::now() };
+        let (began, recent) = (Instant::now(), RecentMessages::default());
+        let outlets = Outlets { publisher, losses, progress, began, recent };
         Self::with_outlets(partition, writer, metrics, max_staleness, outlets)
     }
 
@@ -139,10 +143,10 @@ impl Follower {
         max_staleness: Duration,
         outlets: Outlets,
     ) -> Self {
-        let Outlets { publisher, losses, progress, began } = outlets;
+        let Outlets { publisher, losses, progress, began, recent } = outlets;
         Self {
             announcements: Some(partition.listen()),
-            report: Report::new(partition.clone(), Arc::clone(&metrics), losses),
+            report: Report::new(partition.clone(), Arc::clone(&metrics), losses, recent),
             partition,
             layout: None,
             progress,

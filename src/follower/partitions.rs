@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::recent_messages::RecentMessages;
 use super::{ExtraPairs, Follower, Outlets, SnapshotTarget};
 use crate::change_feed::{self, ChangeFeed, GapCause, Publisher};
 use crate::metrics::Metrics;
@@ -47,6 +48,7 @@ pub struct Followers {
     progress: Arc<Notify>,
     /// The moment that the periods of polls are counted from.
     began: Instant,
+    recent: RecentMessages,
 }
 
 /// A follower that runs.
@@ -88,6 +90,7 @@ impl Followers {
             positions: watch::Sender::default(),
             progress: Arc::default(),
             began: Instant::now(),
+            recent: RecentMessages::default(),
         }
     }
 
@@ -190,6 +193,7 @@ impl Followers {
             self.forget(0);
         }
         drop(first);
+        let mut is_loaded = false;
         loop {
             tokio::select! {
                 biased;
@@ -201,7 +205,13 @@ impl Followers {
                         break;
                     }
                 }
-                () = self.progress.notified() => self.hold_loaded(&fleet),
+                () = self.progress.notified() => {
+                    self.hold_loaded(&fleet);
+                    if !is_loaded && self.tables.is_ready() {
+                        is_loaded = true;
+                        info!(partitions = fleet.running.len(), "the tables hold the ledger");
+                    }
+                }
             }
         }
         stop_all.cancel();
@@ -219,6 +229,7 @@ impl Followers {
             losses: self.losses.clone(),
             progress: Arc::clone(&self.progress),
             began: self.began,
+            recent: self.recent.clone(),
         };
         let metrics = Arc::clone(&self.metrics);
         let follower =

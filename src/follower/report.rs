@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::applier::{ActionOutcome, BucketOutcome, Judgement};
+use super::recent_messages::RecentMessages;
 use super::state_machine::{Action, ResyncCause, StateMachine};
 use crate::metrics::Metrics;
 use crate::table::Writer;
@@ -27,6 +28,8 @@ pub(super) struct Report {
     /// The partition's number, of several.
     partition: Option<u32>,
     metrics: Arc<Metrics>,
+    /// What the other partitions have logged of late.
+    recent: RecentMessages,
     /// Counts the losses of the ledger, for recorders.
     losses: watch::Sender<u64>,
     /// Why the table cannot be proven, as last logged, and when.
@@ -53,10 +56,12 @@ impl Report {
         ledger: Partition,
         metrics: Arc<Metrics>,
         losses: watch::Sender<u64>,
+        recent: RecentMessages,
     ) -> Self {
         Self {
             ledger,
             partition: None,
+            recent,
             metrics,
             losses,
             unproven: None,
@@ -80,10 +85,16 @@ impl Report {
         self.partition
     }
 
+    /// Whether a message is to be logged: not if another partition has just logged the same. It is on the status page and
+    /// in the metrics of each partition all the same.
+    fn is_first(&self, message: &str) -> bool {
+        self.partition.is_none() || self.recent.is_first(message)
+    }
+
     /// Reports that announcements are received.
     pub(super) fn on_subscribed(&mut self) {
         self.metrics.subscribed("subscribed");
-        if self.unsubscribed.take().is_some() {
+        if self.unsubscribed.take().is_some() && self.is_first("subscribed again") {
             info!(partition = self.partition, "subscribed to the ledger's announcements again");
         }
     }
@@ -96,7 +107,10 @@ impl Report {
     ) {
         self.metrics.subscribed(if refused { "refused" } else { "failed" });
         let why = why.to_string();
-        if self.unsubscribed.as_ref() != Some(&why) {
+        if self.unsubscribed.as_ref() == Some(&why) {
+            return;
+        }
+        if self.is_first(&why) {
             warn!(
                 partition = self.partition,
                 cause = why,
@@ -105,8 +119,8 @@ impl Report {
                  lasts, see that the ACL permits +subscribe and the channel, and that the network \
                  lets the connection through"
             );
-            self.unsubscribed = Some(why);
         }
+        self.unsubscribed = Some(why);
     }
 
     /// Reports that the ledger could not be read.
@@ -179,12 +193,14 @@ impl Report {
             logged != why || now.saturating_sub(*at) >= FAILURE_LOG_INTERVAL
         });
         if is_due {
-            warn!(
-                partition = self.partition,
-                cause = why,
-                "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
-                 older than --max-staleness, every check is denied as STALE; retrying by itself"
-            );
+            if self.is_first(why) {
+                warn!(
+                    partition = self.partition,
+                    cause = why,
+                    "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
+                     older than --max-staleness, every check is denied as STALE; retrying by itself"
+                );
+            }
             self.unproven = Some((why.to_owned(), now));
         }
         writer.set_cause(why);
@@ -253,11 +269,11 @@ impl Report {
         match outcome.judgement {
             Some(Judgement::Valid { retained }) => {
                 if matches!(action, Action::Validate) {
-                    info!(
-                        partition = self.partition,
-                        remembered = retained,
-                        "the table holds the ledger"
-                    );
+                    // Of several partitions it is logged once all of them are loaded.
+                    match self.partition {
+                        None => info!(remembered = retained, "the table holds the ledger"),
+                        partition => debug!(partition, "the table holds the partition"),
+                    }
                     self.on_loaded();
                 }
                 if !std::mem::take(&mut self.overflow).is_empty() {
@@ -285,7 +301,7 @@ impl Report {
     fn on_proof(&mut self, writer: &mut Writer, asked: Moment, ledger_clock: Timestamp) {
         self.check_clocks(writer, asked, ledger_clock);
         self.check_ledger(writer);
-        if self.unproven.take().is_some() {
+        if self.unproven.take().is_some() && self.is_first("proven again") {
             info!(
                 partition = self.partition,
                 "this sidecar has all of the ledger's changes again, and answers by them"
@@ -296,7 +312,7 @@ impl Report {
 
     fn on_invalidated(&mut self, writer: &mut Writer, cause: ResyncCause) {
         self.may_have_lost |= cause.may_be_loss();
-        if cause != ResyncCause::Start {
+        if cause != ResyncCause::Start && self.is_first(cause.label()) {
             warn!(partition = self.partition, cause = cause.label(), "the table is not valid");
         }
         self.metrics.resynced(cause.label());
@@ -337,7 +353,7 @@ impl Report {
         if self.durability.as_ref() == Some(&durability) {
             return;
         }
-        for warning in durability.warnings.iter() {
+        for warning in durability.warnings.iter().filter(|warning| self.is_first(warning)) {
             warn!(partition = self.partition, "the ledger needs attention: {warning}");
         }
         let DurabilityStatus { durable, unfenced, lost_keys, .. } = durability;
@@ -354,7 +370,7 @@ impl Report {
         let ours = ledger.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
         writer.set_clock_offset(ledger.as_millis().saturating_sub(ours.as_millis()));
         let Some(warning) = clock_offset_warning(ours, ledger) else {
-            if self.clock_offset.take().is_some() {
+            if self.clock_offset.take().is_some() && self.is_first("clocks agree") {
                 info!(
                     partition = self.partition,
                     "this machine's clock and the ledger's agree again"
@@ -364,7 +380,9 @@ impl Report {
         };
         if self.clock_offset.is_none_or(|logged| answered.since(logged) >= CLOCK_LOG_INTERVAL) {
             self.clock_offset = Some(answered);
-            warn!(partition = self.partition, "{warning}");
+            if self.is_first("clock offset") {
+                warn!(partition = self.partition, "{warning}");
+            }
         }
     }
 }

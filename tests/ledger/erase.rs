@@ -38,7 +38,7 @@ fn sweeping() -> Options {
 }
 
 /// All recorded events, page by page.
-async fn all_events(ledger: &Ledger) -> Vec<(EntryPosition, HistoryEntry)> {
+async fn all_events(ledger: &Ledger) -> Vec<(consentd_ledger::EntryPosition, HistoryEntry)> {
     let (mut next, mut all) = (Some(consentd_ledger::Cursor::default()), Vec::new());
     while let Some(cursor) = next {
         let page = ledger.events_after(cursor).await.unwrap();

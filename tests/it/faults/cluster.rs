@@ -61,14 +61,6 @@ pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
 }
 
 impl Cluster {
-    /// Starts a single primary and its replica beside any Cluster, for comparison.
-    pub fn single(options: &[&str]) -> [Redis; 2] {
-        let primary = Redis::start(options);
-        let replica = Redis::start_replica_of(&primary, options);
-        replica.catch_up_with(&primary);
-        [primary, replica]
-    }
-
     /// Starts three primaries, each with a replica.
     pub fn start(options: &[&str]) -> Self {
         Self::start_kind(ServerKind::chosen(), options)
