@@ -33,7 +33,6 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use consentd_core::businesses::Businesses;
 use consentd_core::event::{Evidence, Method, StatementNames, What};
 use consentd_core::id::Key;
 use consentd_core::partition::Layout;
@@ -118,10 +117,6 @@ trait OnePartition {
 
     fn unannounced(&self) -> u64 {
         self.known_part().unannounced()
-    }
-
-    fn hold(&self, businesses: Businesses) {
-        self.known_part().hold(businesses);
     }
 }
 
