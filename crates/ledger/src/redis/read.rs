@@ -274,7 +274,9 @@ impl Shared {
             let answer = scripts::POLL.run_on(connections, &connection, &fence, &args).await?;
             self.ensure_slot_is_here(&connection).await?;
             // An isolated former primary answers, too, and its answer proves nothing.
-            connections.confirm_primary(&connection).await.map_err(RedisFailure::NotSent)?;
+            // In less than the time of a poll, so that the error says which of those that name the primary is missing.
+            let confirmed = connections.confirm_primary_within(&connection, within.mul_f64(0.6));
+            confirmed.await.map_err(RedisFailure::NotSent)?;
             Ok(answer)
         };
         let Ok(proven) = tokio::time::timeout(within, proof).await else {

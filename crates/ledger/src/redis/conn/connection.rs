@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
@@ -186,7 +187,17 @@ impl ConnectionManager {
     /// them, asked now, names it. Otherwise the connection is left. A poll proves freshness, and an append is
     /// acknowledged, only after this confirmation.
     pub(crate) async fn confirm_primary(&self, connection: &Connection) -> Result<(), LedgerError> {
-        let confirmed = self.primary.confirm(&connection.primary, self.timeouts.response).await;
+        self.confirm_primary_within(connection, self.timeouts.response).await
+    }
+
+    /// The same within a shorter time, after which the error says who has not answered.
+    pub(crate) async fn confirm_primary_within(
+        &self,
+        connection: &Connection,
+        within: Duration,
+    ) -> Result<(), LedgerError> {
+        let within = within.min(self.timeouts.response);
+        let confirmed = self.primary.confirm(&connection.primary, within).await;
         confirmed.map_err(|error| {
             self.leave(connection);
             LedgerError::Unreachable(Arc::new(error))
