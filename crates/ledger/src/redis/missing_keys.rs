@@ -105,19 +105,35 @@ impl Shared {
     ) -> Result<(), RedisFailure> {
         let now = clock::boot();
         if !self.lock_missing_keys().is_recent(now, connection) {
-            let mut command = redis::cmd("INFO");
-            command.arg("memory").arg("stats");
-            let info = ask_on(&self.reads, connection, &command).await?;
-            let info = match info {
-                Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                Value::VerbatimString { text, .. } => text,
-                _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
-            };
-            self.lock_missing_keys().checked = Some((now, connection.number()));
+            let (at, info) = self.memory_info(connection, now).await?;
+            self.lock_missing_keys().checked = Some((at, connection.number()));
             self.lock_missing_keys().update(&info);
             self.recheck_missing_keys(connection).await?;
         }
         self.ensure_no_eviction()
+    }
+
+    /// The server's reply to INFO about its memory and its keys, no older than [`CHECK_INTERVAL`], and when it was read.
+    async fn memory_info(
+        &self,
+        connection: &Connection,
+        now: Duration,
+    ) -> Result<(Duration, Arc<str>), RedisFailure> {
+        let mut seen = connection.seen().memory.lock().await;
+        if let Some((at, info)) =
+            seen.as_ref().filter(|(at, _)| now.saturating_sub(*at) < CHECK_INTERVAL)
+        {
+            return Ok((*at, Arc::clone(info)));
+        }
+        let mut command = redis::cmd("INFO");
+        command.arg("memory").arg("stats");
+        let info: Arc<str> = match ask_on(&self.reads, connection, &command).await? {
+            Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into(),
+            Value::VerbatimString { text, .. } => text.into(),
+            _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
+        };
+        *seen = Some((now, Arc::clone(&info)));
+        Ok((now, info))
     }
 
     /// Forgets missing keys that are complete again.

@@ -77,8 +77,20 @@ impl Shared {
         connection: &Connection,
         now: Duration,
     ) -> Result<Result<(), UnsupportedServer>, RedisFailure> {
-        let looked = inspect(&mut connection.redis.clone()).await;
-        let fitness = looked.map_err(|error| RedisFailure::NoReply(Arc::new(error)))?;
+        let (fitness, now) = {
+            let mut seen = connection.seen().info.lock().await;
+            match &*seen {
+                Some((at, known)) if now.saturating_sub(*at) < VALIDITY && known.is_primary => {
+                    (known.clone(), *at)
+                }
+                _ => {
+                    let looked = inspect(&mut connection.redis.clone()).await;
+                    let looked = looked.map_err(|error| RedisFailure::NoReply(Arc::new(error)))?;
+                    *seen = Some((now, looked.clone()));
+                    (looked, now)
+                }
+            }
+        };
         let target = self.primary.target();
         let judged = fitness.verdict(target.topology(), target.accepts_unfenced());
         let judged = judged.and_then(|warnings| {

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
 use super::error::ConnectionError;
-use super::pool::{PooledConnection, Purpose};
+use super::pool::{PooledConnection, Purpose, ServerSeen};
 use super::primary::{Primary, PrimaryLocator, Timeouts};
 use super::resp::RespConnection;
 use super::{RECONNECT, reconnect_delay};
@@ -49,6 +49,11 @@ impl Connection {
     pub(crate) async fn write_permit(&self) -> Option<OwnedSemaphorePermit> {
         // It is never closed.
         Arc::clone(&self.pooled.writes).acquire_owned().await.ok()
+    }
+
+    /// What the server was last seen to be like.
+    pub(crate) fn seen(&self) -> &ServerSeen {
+        &self.pooled.seen
     }
 
     /// Identifies this connection among all to the same target.

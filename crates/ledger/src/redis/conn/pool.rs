@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo};
@@ -15,6 +16,7 @@ use super::error::ConnectionError;
 use super::primary::{Primary, Servers, Timeouts};
 use super::resp::RespConnection;
 use super::url::Address;
+use crate::redis::server_info::ServerInfo;
 
 /// What a connection is for. Replies come in the order of the commands, so that a poll must not wait behind an
 /// append that waits for replicas.
@@ -67,6 +69,18 @@ pub(super) struct PooledConnection {
     driver: Arc<AbortOnDropHandle<()>>,
     /// Bounds the writes whose replies are awaited, over this connection and the next one to the same server.
     pub(super) writes: Arc<Semaphore>,
+    /// What the server was last seen to be like.
+    pub(super) seen: Arc<ServerSeen>,
+}
+
+/// What a server was last seen to be like, over one connection: the partitions there need not each look. Locked while one
+/// of them does.
+#[derive(Default)]
+pub(crate) struct ServerSeen {
+    /// Its version, role and configuration, and when they were read.
+    pub(crate) info: tokio::sync::Mutex<Option<(Duration, ServerInfo)>>,
+    /// Its reply to INFO about memory and keys, and when it was read.
+    pub(crate) memory: tokio::sync::Mutex<Option<(Duration, Arc<str>)>>,
 }
 
 impl Servers {
@@ -100,7 +114,8 @@ impl Servers {
                 let number = self.pool.number.fetch_add(1, Ordering::Relaxed);
                 let (primary, driver) = (Arc::clone(primary), Arc::new(driver));
                 let writes = Arc::clone(&state.writes);
-                let opened = PooledConnection { redis, primary, number, driver, writes };
+                let seen = Arc::default();
+                let opened = PooledConnection { redis, primary, number, driver, writes, seen };
                 state.open = Some(opened.clone());
                 state.failed = None;
                 Ok(opened)
