@@ -35,19 +35,18 @@ impl Recorder {
         if !submissions.iter().any(|one| renamed_ids(one, &any).next().is_some()) {
             return none;
         }
-        let identity = match self.ledger.identity().await {
-            Ok(identity) => identity,
+        let secret = match self.ledger.secret().await {
+            Ok(secret) => secret,
             Err(error) => return vec![Some(error.into()); submissions.len()],
         };
-        let secret = &identity.secret;
         let renamed: BTreeSet<_> =
-            submissions.iter().flat_map(|one| renamed_ids(one, secret)).collect();
+            submissions.iter().flat_map(|one| renamed_ids(one, &secret)).collect();
         let renamed: Vec<_> = renamed.into_iter().collect();
         let failed = self.take_over(&renamed).await;
         if failed.is_empty() {
             return none;
         }
-        let failure = |one| renamed_ids(one, secret).find_map(|id| failed.get(&id).cloned());
+        let failure = |one| renamed_ids(one, &secret).find_map(|id| failed.get(&id).cloned());
         submissions.iter().map(failure).collect()
     }
 

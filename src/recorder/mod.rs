@@ -208,11 +208,10 @@ impl Recorder {
     async fn record_events(&self, submissions: &[Submission], retain: bool) -> Vec<Recorded> {
         let tracker = AppendTracker::new(self, retain);
         let mut results = Results::new(submissions.len());
-        match self.ledger.identity().await {
-            Ok(identity) => {
-                let secret = &identity.secret;
-                let transactions = self.group_by_pair(submissions, secret, &mut results);
-                self.record_pairs(&tracker, secret, transactions, &mut results).await;
+        match self.ledger.secret().await {
+            Ok(secret) => {
+                let transactions = self.group_by_pair(submissions, &secret, &mut results);
+                self.record_pairs(&tracker, &secret, transactions, &mut results).await;
             }
             Err(error) => results.fail_all(&error.into()),
         }

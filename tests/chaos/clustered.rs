@@ -1,12 +1,14 @@
-//! A Cluster: nodes that are lost, suspended and isolated, and a slot that moves while writers write.
+//! A Cluster: nodes that are lost, suspended and isolated, and slots that move while writers write.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use crate::cluster::Cluster;
 use crate::fleet::Fleet;
-use crate::plan::{BUCKETS, Fault, Setting};
+use crate::load::BUSINESS;
+use crate::plan::{CLUSTER_PARTITIONS, CLUSTER_SPREAD, Fault, Loss, Setting};
 use crate::sidecar::run;
 use crate::world::World;
 
@@ -16,10 +18,15 @@ const FAILOVER: Duration = Duration::from_secs(40);
 /// How often is looked whether something has come about.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// How many buckets each partition has.
+const BUCKETS: &str = "8";
+
 /// The servers.
 pub struct Clustered {
     cluster: Cluster,
     fleet: Fleet,
+    /// The slot of each partition.
+    slots: BTreeMap<u32, u16>,
     /// The nodes that a fault has stopped or killed.
     down: Vec<usize>,
 }
@@ -27,17 +34,24 @@ pub struct Clustered {
 impl Clustered {
     /// Starts all, and makes a ledger.
     pub async fn start() -> Self {
-        // What was acknowledged is on the disk of a node that is killed, so that no failover loses it
-        // for good: a replica that lags is a loss, which other settings play.
-        let cluster = Cluster::start(&["--appendonly", "yes"]);
-        let buckets = BUCKETS.to_string();
-        let (code, printed, error) =
-            run(&["init", "--ledger", &cluster.url(2), "--buckets", &buckets]);
+        // What was acknowledged is on the disk of a node that is killed, so that no failover loses it for good: a
+        // replica that lags is a loss, which other settings play. With a sync every second it would not be: while a
+        // sync takes long, Redis puts off its writes to the file too, and both nodes of a shard are killed here.
+        let keeps = ["--appendonly", "yes", "--appendfsync", "always"];
+        let coverage = ["--cluster-require-full-coverage", "no"];
+        let cluster = Cluster::start(&[&keeps[..], &coverage].concat());
+        let ledger = cluster.url(2);
+        let [partitions, spread] = [CLUSTER_PARTITIONS, CLUSTER_SPREAD].map(|n| n.to_string());
+        let shape = ["--partitions", &partitions, "--spread", &spread, "--buckets", BUCKETS];
+        let (code, printed, error) = run(&[&["init", "--ledger", &ledger], &shape[..]].concat());
         assert_eq!(code, 0, "init: {printed}{error}");
+        let slots = cluster.partitions();
         let ledgers = vec![cluster.url(2); Setting::Cluster.sidecars()];
         let flags = ["--durability", "replicas:1", "--scrub-every", "100ms"];
-        let fleet = Fleet::start(ledgers, &flags, Self::BOUND).await;
-        Self { cluster, fleet, down: Vec::new() }
+        // One holds the only business that is written about, and so follows a few of the partitions.
+        let own = [&[][..], &["--business", BUSINESS]];
+        let fleet = Fleet::start_each(ledgers, &flags, &own, Self::BOUND).await;
+        Self { cluster, fleet, slots, down: Vec::new() }
     }
 
     /// Waits until the nodes that run name another owner than this one.
@@ -56,27 +70,21 @@ impl Clustered {
         }
     }
 
-    /// Moves the slot to the next primary, with writers on.
-    async fn move_slot(&self) -> Result<(), String> {
-        let from = self.cluster.owner();
+    /// Moves the slot of a partition to the next primary, with writers on.
+    async fn move_slot(&self, partition: u32) -> Result<(), String> {
+        let slot = self.slots[&partition];
+        let from = self.cluster.owner_of(slot);
         let is_primary =
             |place: &usize| *place != from && self.cluster.nodes[*place].info("role") == "master";
         let count = self.cluster.nodes.len();
         let to = (from + 1..from + count).map(|place| place % count).find(is_primary);
         let to = to.ok_or("there is no other primary")?;
-        self.cluster.begin_move(from, to);
-        while self.cluster.move_keys(from, to) {
+        self.cluster.begin_move(slot, from, to);
+        while self.cluster.move_keys(slot, from, to) {
             sleep(Duration::from_millis(1)).await;
         }
-        self.cluster.end_move(to);
+        self.cluster.end_move(slot, to);
         Ok(())
-    }
-
-    /// The replica of the slot's owner.
-    fn replica_of(&self, owner: usize) -> Option<usize> {
-        let port = self.cluster.nodes[owner].port().to_string();
-        (0..self.cluster.nodes.len())
-            .find(|place| self.cluster.nodes[*place].info("master_port") == port)
     }
 }
 
@@ -109,11 +117,23 @@ impl World for Clustered {
             }
             Fault::OwnerReplaced => {
                 let owner = self.cluster.owner();
-                let replica = self.replica_of(owner).ok_or("the owner has no replica")?;
+                let replica = self.cluster.replica_of(owner).ok_or("the owner has no replica")?;
                 self.cluster.nodes[replica].command(&["CLUSTER", "FAILOVER"]);
                 self.successor(owner).await?;
             }
-            Fault::SlotMoved => self.move_slot().await?,
+            Fault::SlotMoved(partition) => self.move_slot(partition).await?,
+            Fault::ShardLost(partition, loss) => {
+                let primary = self.cluster.owner_of(self.slots[&partition]);
+                let replica = self.cluster.replica_of(primary).ok_or("it has no replica")?;
+                // The replica first, which would take over otherwise.
+                self.down = vec![replica, primary];
+                for place in &self.down {
+                    match loss {
+                        Loss::Killed => self.cluster.nodes[*place].kill(),
+                        Loss::Stopped => self.cluster.nodes[*place].stop(),
+                    }
+                }
+            }
             other => return self.fleet.begin(other).await,
         }
         Ok(())
@@ -121,17 +141,18 @@ impl World for Clustered {
 
     async fn end(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
-            Fault::OwnerKilled => {
-                for place in std::mem::take(&mut self.down) {
+            // The primary first: its replica may not have synced all of it.
+            Fault::OwnerKilled | Fault::ShardLost(_, Loss::Killed) => {
+                for place in std::mem::take(&mut self.down).into_iter().rev() {
                     self.cluster.nodes[place].start_again();
                 }
             }
-            Fault::OwnerStopped | Fault::OwnerIsolated => {
+            Fault::OwnerStopped | Fault::OwnerIsolated | Fault::ShardLost(_, Loss::Stopped) => {
                 for place in std::mem::take(&mut self.down) {
                     self.cluster.nodes[place].go_on();
                 }
             }
-            Fault::OwnerReplaced | Fault::SlotMoved => {}
+            Fault::OwnerReplaced | Fault::SlotMoved(_) => {}
             other => self.fleet.end(other),
         }
         Ok(())

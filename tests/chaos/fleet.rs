@@ -32,7 +32,9 @@ pub struct Fleet {
     sidecars: Vec<Sidecar>,
     /// The ledger of each.
     ledgers: Vec<String>,
+    /// The flags of all of them, and those that only one has.
     flags: Vec<String>,
+    own_flags: Vec<Vec<String>>,
     /// Those that are to be started again before the round ends.
     down: BTreeSet<usize>,
     /// What greedy clients hold, and of which sidecar.
@@ -44,15 +46,28 @@ pub struct Fleet {
 impl Fleet {
     /// Starts one on each of the ledgers, with these flags and this bound.
     pub async fn start(ledgers: Vec<String>, flags: &[&str], bound: Duration) -> Self {
+        Self::start_each(ledgers, flags, &[], bound).await
+    }
+
+    /// The same, where the first ones have flags of their own too.
+    pub async fn start_each(
+        ledgers: Vec<String>,
+        flags: &[&str],
+        own_flags: &[&[&str]],
+        bound: Duration,
+    ) -> Self {
         let limit = MAX_CONNECTIONS.to_string();
         let bound = format!("{}ms", bound.as_millis());
         let common = ["--max-staleness", &bound, "--max-connections", &limit];
         let common = common.into_iter().chain(["--max-request-bytes", "32MiB"]);
+        let owned = |flags: &[&str]| flags.iter().copied().map(str::to_owned).collect();
         let flags = common.chain(flags.iter().copied()).map(str::to_owned).collect();
+        let own_flags = own_flags.iter().map(|flags| owned(flags)).collect();
         let mut fleet = Self {
             sidecars: Vec::new(),
             ledgers,
             flags,
+            own_flags,
             down: BTreeSet::new(),
             neighbours: Vec::new(),
             silences: Vec::new(),
@@ -67,7 +82,9 @@ impl Fleet {
 
     fn begin_sidecar(&self, place: usize, listen: &str, record: &str) -> Result<Sidecar, String> {
         let own = ["--listen", listen, "--record", record];
-        let flags: Vec<&str> = self.flags.iter().map(String::as_str).chain(own).collect();
+        let only = self.own_flags.get(place).into_iter().flatten();
+        let flags = self.flags.iter().chain(only).map(String::as_str);
+        let flags: Vec<&str> = flags.chain(own).collect();
         Sidecar::try_start_by(Command::new(BINARY), &self.ledgers[place], &flags, &[])
     }
 

@@ -3,6 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use consentd_core::id::BusinessId;
+use consentd_core::partition::Layout;
+
+use crate::load::BUSINESS;
 use crate::proxy::{Faults, Flow, Pushes};
 use crate::rng::Rng;
 
@@ -20,6 +24,12 @@ const MAX_DRAWN: usize = 10_000;
 
 /// How many buckets a ledger in Redis has.
 pub const BUCKETS: usize = 64;
+
+/// How many partitions a ledger in a Cluster has.
+pub const CLUSTER_PARTITIONS: u32 = 64;
+
+/// How many of them each business is in.
+pub const CLUSTER_SPREAD: u32 = 4;
 
 /// At most so many kibibytes are too many where Redis is to evict keys.
 const MOST_EVICTED: usize = 400;
@@ -96,6 +106,15 @@ pub enum Greed {
     IdleConnections,
 }
 
+/// How the nodes of a shard are lost.
+#[derive(Clone, Copy, Debug)]
+pub enum Loss {
+    /// They are killed, and started again with what they had.
+    Killed,
+    /// They are stopped: connections stay, and nobody answers.
+    Stopped,
+}
+
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -141,8 +160,10 @@ pub enum Fault {
     OwnerIsolated,
     /// The owner's replica takes its place by agreement.
     OwnerReplaced,
-    /// The slot is moved to another node, key by key.
-    SlotMoved,
+    /// The slot of this partition is moved to another node, key by key.
+    SlotMoved(u32),
+    /// The primary that has this partition and its replica are killed, or stopped: nobody takes their place.
+    ShardLost(u32, Loss),
     /// The ledger's file is deleted.
     FileDeleted,
     /// The ledger's file is renamed.
@@ -211,6 +232,19 @@ fn keys(rng: &mut Rng) -> Keys {
     }
 }
 
+/// Any partition of a Cluster's ledger; more often than not one that the writers' business is in.
+fn partition(rng: &mut Rng) -> u32 {
+    let layout = Layout::new(CLUSTER_PARTITIONS, CLUSTER_SPREAD).expect("both are powers of two");
+    let tag = BusinessId::parse(BUSINESS).expect("a business").tag();
+    let written: Vec<u32> = layout.partitions_of(tag).collect();
+    if rng.percent(60) {
+        rng.pick(&written)
+    } else {
+        let all: Vec<u32> = layout.all().collect();
+        rng.pick(&all)
+    }
+}
+
 fn greedy(sidecar: usize, rng: &mut Rng) -> Fault {
     let kinds = [
         Greed::SilentCalls,
@@ -234,11 +268,15 @@ fn fault(setting: Setting, rng: &mut Rng) -> Fault {
             _ => Fault::SidecarKilled(sidecar),
         },
         Setting::Cluster => match rng.below(100) {
-            0..18 => Fault::OwnerKilled,
-            18..30 => Fault::OwnerStopped,
-            30..42 => Fault::OwnerIsolated,
-            42..56 => Fault::OwnerReplaced,
-            56..80 => Fault::SlotMoved,
+            0..16 => Fault::OwnerKilled,
+            16..27 => Fault::OwnerStopped,
+            27..38 => Fault::OwnerIsolated,
+            38..50 => Fault::OwnerReplaced,
+            50..68 => Fault::SlotMoved(partition(rng)),
+            68..80 => {
+                let loss = rng.pick(&[Loss::Killed, Loss::Stopped]);
+                Fault::ShardLost(partition(rng), loss)
+            }
             80..90 => Fault::SidecarStopped(sidecar),
             _ => Fault::SidecarKilled(sidecar),
         },
@@ -287,7 +325,7 @@ fn is_of_servers(fault: Fault) -> bool {
     use Fault::{
         Evicted, FailedOver, FailedOverAnswering, Isolated, KeysDeleted, OwnerIsolated,
         OwnerKilled, OwnerReplaced, OwnerStopped, PrimaryKilled, PrimaryStopped, ReplicasStopped,
-        SentinelsKilled, SlotMoved, Trimmed,
+        SentinelsKilled, ShardLost, SlotMoved, Trimmed,
     };
     matches!(
         fault,
@@ -298,7 +336,8 @@ fn is_of_servers(fault: Fault) -> bool {
             | OwnerKilled
             | OwnerReplaced
             | OwnerStopped
-            | SlotMoved
+            | ShardLost(..)
+            | SlotMoved(_)
             | PrimaryKilled
             | PrimaryStopped
             | ReplicasStopped

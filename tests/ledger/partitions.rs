@@ -234,6 +234,70 @@ async fn lost_partition_is_named_and_the_others_go_on() {
     }
 }
 
+/// Which of these keys are in a partition, and which are elsewhere.
+async fn split(ledger: &Ledger, keys: &[Key], partition: u32) -> (Vec<Key>, Vec<Key>) {
+    let layout = ledger.layout().await.unwrap();
+    keys.iter().partition(|key| layout.partition_of(**key) == partition)
+}
+
+#[tokio::test]
+async fn loss_of_the_first_partition_keeps_nothing_from_being_recorded_in_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    for server in servers(&folder) {
+        create(server.target(), eight()).await.unwrap();
+        let open = open_redis(&server, Options::default());
+        let ledger = &open.ledger;
+        let keys = keys(ledger, 20, 6).await;
+        append_all(ledger, &keys).await;
+        let mut client = server.client().await;
+        let mut lost = redis::cmd("KEYS");
+        let lost: Vec<String> = lost.arg("{consent:0}*").query_async(&mut client).await.unwrap();
+        let () = redis::cmd("DEL").arg(&lost).query_async(&mut client).await.unwrap();
+        let (there, elsewhere) = split(ledger, &keys, 0).await;
+        // It is noticed by the first that asks.
+        ledger.read(vec![there[0]]).await.unwrap_err();
+        assert!(ledger.identity().await.is_err(), "nothing names the ledger");
+        let secret = ledger.secret().await.unwrap();
+        let user = UserId::parse("15550120000").unwrap();
+        let key = secret.key(&user, BusinessId::parse("business-0").unwrap());
+        assert_eq!(key, keys[0], "its keys are made as before");
+        append_all(ledger, &elsewhere).await;
+        let refused = vec![change(there[0], &nothing(), [opt_out("")])];
+        ledger.append(refused).await.unwrap_err();
+        open.close().await;
+    }
+}
+
+#[tokio::test]
+async fn partition_that_is_restored_from_another_ledger_takes_nothing_under_keys_that_it_does_not_have()
+ {
+    let folder = tempfile::tempdir().unwrap();
+    for server in servers(&folder) {
+        create(server.target(), eight()).await.unwrap();
+        let mut client = server.client().await;
+        let mut meta = redis::cmd("KEYS");
+        let meta: Vec<String> =
+            meta.arg("{consent:3.*:meta").query_async(&mut client).await.unwrap();
+        // As a backup of a ledger with another secret has it.
+        let mut secret = redis::cmd("HGET");
+        let secret = secret.arg(&meta[0]).arg("secret").query_async(&mut client).await;
+        let mut secret: Vec<u8> = secret.unwrap();
+        *secret.last_mut().unwrap() ^= 1;
+        let mut restore = redis::cmd("HSET");
+        let restore = restore.arg(&meta[0]).arg("secret").arg(secret).query_async(&mut client);
+        let _: i64 = restore.await.unwrap();
+        let open = open_redis(&server, Options::default());
+        let ledger = &open.ledger;
+        let keys = keys(ledger, 20, 6).await;
+        let (there, elsewhere) = split(ledger, &keys, 3).await;
+        append_all(ledger, &elsewhere).await;
+        let refused = vec![change(there[0], &nothing(), [opt_out("")])];
+        let error = ledger.append(refused).await.unwrap_err();
+        assert_eq!(RedisRejection::of(&error), Some(&RedisRejection::Replaced));
+        open.close().await;
+    }
+}
+
 #[tokio::test]
 async fn damage_in_any_partition_is_found_and_repaired() {
     let folder = tempfile::tempdir().unwrap();

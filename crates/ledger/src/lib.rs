@@ -134,6 +134,25 @@ impl Ledger {
         }
     }
 
+    /// The secret that pairs' keys are derived with, as of the last contact. Unlike [`identity`](Self::identity), it is
+    /// known for as long as any partition is, so that one that is lost keeps nobody from recording in the others.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if there was no contact yet, and the ledger does not answer.
+    pub async fn secret(&self) -> Result<KeySecret, LedgerError> {
+        Ok(self.identity_of_any().await?.secret.clone())
+    }
+
+    /// The identity of the first partition, or of another one if the first is missing. All but its epoch is the same
+    /// for all of them.
+    async fn identity_of_any(&self) -> Result<Arc<Identity>, LedgerError> {
+        match self {
+            Self::Embedded(ledger) => Ok(ledger.identity()),
+            Self::Redis(ledger) => ledger.identity_of_any().await,
+        }
+    }
+
     /// Whether another server without an acknowledged change may take over from the one that
     /// acknowledged it. A file has no other server.
     #[must_use]

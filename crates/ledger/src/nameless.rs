@@ -26,7 +26,7 @@ impl Ledger {
     ///
     /// [`LedgerError`] if it cannot be read.
     pub async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
-        if keys.is_empty() || !self.identity().await?.has_nameless {
+        if keys.is_empty() || !self.identity_of_any().await?.has_nameless {
             return self.read_own(keys).await;
         }
         let mut read = self.read_own(keys.clone()).await?;
@@ -46,7 +46,7 @@ impl Ledger {
         &self,
         changes: Vec<Change>,
     ) -> Result<Vec<AppendReceipt>, LedgerError> {
-        if !self.identity().await?.has_nameless {
+        if !self.identity_of_any().await?.has_nameless {
             return self.append_own(changes).await;
         }
         let keys: Vec<_> = changes.iter().map(|change| change.key).collect();
@@ -66,7 +66,7 @@ impl Ledger {
         let is_missing =
             |stored: &Stored| stored.as_ref().is_ok_and(|stored| stored.version.revision == 0);
         let missing = pairs.into_iter().filter(|(_, stored)| is_missing(stored));
-        let secret = &self.identity().await?.secret;
+        let secret = &self.identity_of_any().await?.secret;
         let missing: Vec<_> =
             missing.filter_map(|(key, stored)| Some((secret.nameless(key)?, stored))).collect();
         if missing.is_empty() {

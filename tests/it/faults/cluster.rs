@@ -1,12 +1,15 @@
 //! A real Cluster: three primaries and as many replicas, and what operators do to it.
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::process::Command;
 use std::time::Duration;
 
 use super::redis::{Redis, wait_within};
 use super::resp::Value;
-use super::servers::{ServerKind, free_port};
+use super::servers::{NOT_INSTALLED, ServerKind, free_port};
 
-/// The slot of all keys of a ledger.
+/// The slot of a ledger's first partition, and so of all keys of a ledger with one.
 pub const SLOT: u16 = 4_659;
 
 /// How many shards there are.
@@ -125,22 +128,22 @@ impl Cluster {
 
     /// The place of the node that all of these name as the owner of the ledger's slot, if they agree.
     pub fn owner_by(&self, asked: &[usize]) -> Option<usize> {
-        let mut named = asked.iter().map(|place| self.owner_named_by(*place));
+        self.owner_of_by(SLOT, asked)
+    }
+
+    /// The same of another slot.
+    pub fn owner_of_by(&self, slot: u16, asked: &[usize]) -> Option<usize> {
+        let mut named = asked.iter().map(|place| self.owner_named_by(slot, *place));
         let first = named.next()??;
         let all = named.all(|owner| owner.as_ref() == Some(&first));
         all.then(|| self.nodes.iter().position(|node| node.address() == first))?
     }
 
-    fn owner_named_by(&self, place: usize) -> Option<String> {
+    fn owner_named_by(&self, slot: u16, place: usize) -> Option<String> {
         let nodes = self.nodes[place].try_command(&["CLUSTER", "NODES"]).ok()?.text();
         let owns = |line: &&str| {
-            let words: Vec<_> = line.split(' ').collect();
-            let owned = words.iter().skip(8).any(|range| {
-                let (first, last) = range.split_once('-').unwrap_or((range, range));
-                let ends = (first.parse::<u16>(), last.parse::<u16>());
-                matches!(ends, (Ok(first), Ok(last)) if (first..=last).contains(&SLOT))
-            });
-            owned && words.get(2).is_some_and(|flags| flags.contains("master"))
+            let is_owned = ranges(line).any(|range| range.contains(&slot));
+            is_owned && line.split(' ').nth(2).is_some_and(|flags| flags.contains("master"))
         };
         let line = nodes.lines().find(owns)?;
         let address = line.split(' ').nth(1)?.split('@').next()?;
@@ -151,10 +154,15 @@ impl Cluster {
 
     /// The place of the node that owns the ledger's slot, as all nodes say.
     pub fn owner(&self) -> usize {
+        self.owner_of(SLOT)
+    }
+
+    /// The same of another slot.
+    pub fn owner_of(&self, slot: u16) -> usize {
         let all: Vec<_> = (0..self.nodes.len()).collect();
         let mut owner = None;
         wait_until("all nodes name one owner", || {
-            owner = self.owner_by(&all);
+            owner = self.owner_of_by(slot, &all);
             owner.is_some()
         });
         owner.unwrap()
@@ -168,24 +176,68 @@ impl Cluster {
 
     /// Waits until these name another owner than this one, and gives its place.
     pub fn wait_for_successor(&self, of: usize, asked: &[usize]) -> usize {
+        self.wait_for_successor_in(SLOT, of, asked)
+    }
+
+    /// The same of another slot.
+    pub fn wait_for_successor_in(&self, slot: u16, of: usize, asked: &[usize]) -> usize {
         let mut successor = None;
         wait_until("another node owns the slot", || {
-            successor = self.owner_by(asked).filter(|owner| *owner != of);
+            successor = self.owner_of_by(slot, asked).filter(|owner| *owner != of);
             successor.is_some()
         });
         successor.unwrap()
     }
 
-    /// Begins to move the ledger's slot key by key.
-    pub fn begin_move(&self, from: usize, to: usize) {
-        let (slot, [source, target]) = (SLOT.to_string(), [from, to].map(|at| id(&self.nodes[at])));
+    /// How many slots a node has, as it says.
+    pub fn slots_of(&self, place: usize) -> usize {
+        let nodes = self.nodes[place].command(&["CLUSTER", "NODES"]).text();
+        let own = nodes.lines().find(|line| line.contains("myself")).expect("a line of its own");
+        ranges(own).map(Iterator::count).sum()
+    }
+
+    /// The slot of each partition of the ledger, by its number: where its meta key is.
+    pub fn partitions(&self) -> BTreeMap<u32, u16> {
+        let mut slots = BTreeMap::new();
+        for node in &self.nodes {
+            for key in node.command(&["KEYS", "{consent:*}:meta"]).parts() {
+                let key = key.text();
+                let tag = key.trim_start_matches("{consent:").split(['.', '}']).next();
+                let number = tag.and_then(|number| number.parse().ok());
+                let slot = node.command(&["CLUSTER", "KEYSLOT", &key]).text();
+                slots.insert(number.expect("a partition's number"), slot.parse().unwrap());
+            }
+        }
+        slots
+    }
+
+    /// Manages the Cluster as an operator does, by `redis-cli --cluster` and these words; the first node is asked.
+    #[allow(dead_code, reason = "each test crate uses a part of it")]
+    pub fn manage(&self, command: &str, words: &[&str]) {
+        let address = self.nodes[0].address();
+        let arguments = [&["--cluster", command, &address], words].concat();
+        let output = Command::new("redis-cli").args(&arguments).output();
+        let output = output.unwrap_or_else(|error| panic!("redis-cli: {error}: {NOT_INSTALLED}"));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+    }
+
+    /// The place of a node's replica, if it has one; all nodes must be up.
+    pub fn replica_of(&self, primary: usize) -> Option<usize> {
+        let port = self.nodes[primary].port().to_string();
+        (0..self.nodes.len()).find(|place| self.nodes[*place].info("master_port") == port)
+    }
+
+    /// Begins to move a slot key by key.
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let (slot, [source, target]) = (slot.to_string(), [from, to].map(|at| id(&self.nodes[at])));
         self.nodes[to].command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]);
         self.nodes[from].command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]);
     }
 
     /// Moves some keys of the slot; returns whether there were any.
-    pub fn move_keys(&self, from: usize, to: usize) -> bool {
-        let slot = SLOT.to_string();
+    pub fn move_keys(&self, slot: u16, from: usize, to: usize) -> bool {
+        let slot = slot.to_string();
         let command = ["CLUSTER", "GETKEYSINSLOT", &slot, KEYS_PER_MOVE];
         let keys = self.nodes[from].command(&command).parts();
         if keys.is_empty() {
@@ -201,8 +253,8 @@ impl Cluster {
     }
 
     /// Ends the move: all primaries are told, the new owner first.
-    pub fn end_move(&self, to: usize) {
-        let (slot, target) = (SLOT.to_string(), id(&self.nodes[to]));
+    pub fn end_move(&self, slot: u16, to: usize) {
+        let (slot, target) = (slot.to_string(), id(&self.nodes[to]));
         let others = (0..self.nodes.len()).filter(|place| *place != to);
         for place in std::iter::once(to).chain(others) {
             if self.nodes[place].info("role") == "master" {
@@ -210,6 +262,14 @@ impl Cluster {
             }
         }
     }
+}
+
+/// The slots in a line of `CLUSTER NODES`.
+fn ranges(line: &str) -> impl Iterator<Item = RangeInclusive<u16>> {
+    line.split(' ').skip(8).filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    })
 }
 
 /// Makes a node the replica of another one.

@@ -221,11 +221,11 @@ async fn slot_of_a_cluster_moves_key_by_key_and_back() {
     stage.hammer().await;
     let (from, to) = (cluster.owner(), cluster.other_primary());
     for (from, to) in [(from, to), (to, from)] {
-        cluster.begin_move(from, to);
-        while cluster.move_keys(from, to) {
+        cluster.begin_move(SLOT, from, to);
+        while cluster.move_keys(SLOT, from, to) {
             stage.answers(20).await;
         }
-        cluster.end_move(to);
+        cluster.end_move(SLOT, to);
         wait_until("all name the new owner", || {
             cluster.owner_by(&(0..cluster.nodes.len()).collect::<Vec<_>>()) == Some(to)
         });
@@ -261,9 +261,9 @@ async fn slot_of_a_cluster_moves_to_a_new_node_and_its_former_one_leaves() {
     let from = cluster.owner();
     cluster.add(&[]);
     let to = cluster.nodes.len() - 1;
-    cluster.begin_move(from, to);
-    while cluster.move_keys(from, to) {}
-    cluster.end_move(to);
+    cluster.begin_move(SLOT, from, to);
+    while cluster.move_keys(SLOT, from, to) {}
+    cluster.end_move(SLOT, to);
     assert_eq!(cluster.owner(), to);
     live(&stage).await;
     stage.goes_on().await;

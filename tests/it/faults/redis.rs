@@ -317,6 +317,20 @@ impl Redis {
         self.start_again();
     }
 
+    /// Copies its append-only files aside, as a backup of what it has now.
+    #[allow(dead_code, reason = "each test crate uses a part of it")]
+    pub fn back_up(&self) {
+        copy(&self.folder.path().join("appendonlydir"), &self.folder.path().join("backup"));
+    }
+
+    /// Puts the backup in place of its append-only files, while it is not running.
+    #[allow(dead_code, reason = "each test crate uses a part of it")]
+    pub fn restore(&self) {
+        let files = self.folder.path().join("appendonlydir");
+        std::fs::remove_dir_all(&files).unwrap();
+        copy(&self.folder.path().join("backup"), &files);
+    }
+
     /// What it logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
@@ -325,6 +339,16 @@ impl Redis {
     /// Makes a user of these rules, beside the default one, which may do anything.
     pub fn allow(&self, user: &str, rules: &[&str]) {
         self.command(&[&["ACL", "SETUSER", user, "reset", "on"], rules].concat());
+    }
+}
+
+/// Copies the files of a folder into a new one.
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
     }
 }
 

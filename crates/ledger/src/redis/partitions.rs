@@ -11,7 +11,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::background::PartitionTask;
 use super::conn::{Servers, Subscriptions, Timeouts};
-use super::{Common, Options, RedisPartition, RepairMode, Repaired, Status, Target};
+use super::{
+    Common, Options, RedisPartition, RedisRejection, RepairMode, Repaired, Status, Target,
+};
 use crate::verify::Report;
 use crate::{
     AppendReceipt, Appended, Change, Cursor, Depth, Events, History, Identity, LedgerError, Page,
@@ -204,6 +206,16 @@ impl Redis {
         self.0.first.identity().await
     }
 
+    /// The identity of the first partition, or of another one if the first is missing.
+    pub(crate) async fn identity_of_any(&self) -> Result<Arc<Identity>, LedgerError> {
+        match self.0.first.identity().await {
+            Err(error) if error.is_missing() => {
+                self.made().find_map(|one| one.shared.known_identity()).ok_or(error)
+            }
+            identity => identity,
+        }
+    }
+
     pub(crate) fn retention(&self) -> Option<Retention> {
         self.0.common.options.retention
     }
@@ -273,6 +285,7 @@ impl Redis {
         if layout.partitions() == 1 {
             return self.0.first.append(changes).await;
         }
+        let known = &self.identity_of_any().await?;
         let parts = Parts::of(changes.iter().map(|change| layout.partition_of(change.key)));
         let mut changes: Vec<_> = changes.into_iter().map(Some).collect();
         let count = changes.len();
@@ -281,7 +294,15 @@ impl Redis {
             let own = places.iter().filter_map(|place| changes.get_mut(*place)?.take());
             let own: Vec<_> = own.collect();
             let partition = self.get(*number).ok_or(LedgerError::Closed)?;
-            appends.push(async move { partition.append(own).await });
+            appends.push(async move {
+                // While a ledger is replaced, or with a partition that was restored from another ledger's backup,
+                // the keys would be those of nobody there: what was recorded would not be enforced.
+                let there = partition.identity().await?;
+                if !there.secret.is_same_as(&known.secret) {
+                    return Err(RedisRejection::Replaced.into());
+                }
+                partition.append(own).await
+            });
         }
         let appended = futures_util::future::join_all(appends).await;
         let mut receipts: Vec<Option<AppendReceipt>> = (0..count).map(|_| None).collect();

@@ -117,7 +117,10 @@ impl Shared {
         match self.known_identity() {
             Some(known) => Ok(known),
             // Not `poll`, because a repair needs the identity even if the log or the fence was lost.
-            None => Ok(self.fenced_poll(&Businesses::All, Revision::MAX, None).await?.0.identity),
+            None => match self.fenced_poll(&Businesses::All, Revision::MAX, None).await {
+                Ok((page, _)) => Ok(page.identity),
+                Err(failure) => Err(self.convert_failure(failure)),
+            },
         }
     }
 

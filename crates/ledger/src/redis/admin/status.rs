@@ -84,7 +84,8 @@ impl RedisPartition {
     ///
     /// [`LedgerError`] if the server cannot be reached.
     pub(crate) async fn ends(&self) -> Result<Page, LedgerError> {
-        Ok(self.shared.fenced_poll(&Businesses::All, u64::MAX, None).await?.0)
+        let polled = self.shared.fenced_poll(&Businesses::All, u64::MAX, None).await;
+        Ok(polled.map_err(|failure| self.shared.convert_failure(failure))?.0)
     }
 
     /// Reads the ledger's status.
