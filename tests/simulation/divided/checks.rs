@@ -68,7 +68,12 @@ impl World {
     }
 
     /// Properties 4 and 5, of one answer: it is as current as all that it rests on, and no less.
-    fn judged(&self, user: usize, category: usize, template: bool) -> Result<CheckResult, Violation> {
+    fn judged(
+        &self,
+        user: usize,
+        category: usize,
+        template: bool,
+    ) -> Result<CheckResult, Violation> {
         let rests_on = self.rests_on(user, template);
         let moment = self.moment();
         let live_within = u64::try_from(LIVE_WITHIN.as_micros()).unwrap();
@@ -196,9 +201,10 @@ impl World {
         }
         for (request, answer) in requests.iter().zip(&batch) {
             let told = |answer: &Result<CheckResult, CheckError>| {
-                answer.as_ref().ok().map(|it| {
-                    (it.decision.reason, it.revision, it.staleness, it.stricter)
-                })
+                answer
+                    .as_ref()
+                    .ok()
+                    .map(|it| (it.decision.reason, it.revision, it.staleness, it.stricter))
             };
             let alone = self.ask(request);
             if told(&alone) != told(answer) {
@@ -213,7 +219,8 @@ impl World {
     pub fn acknowledge(&mut self, user: usize, effect: Effect, began: u64, is_own: bool) {
         let bound = self.plan.bound;
         // The own table has it by then.
-        let at = self.time() - if is_own { bound + Duration::from_millis(2) } else { Duration::ZERO };
+        let at =
+            self.time() - if is_own { bound + Duration::from_millis(2) } else { Duration::ZERO };
         if !self.acks.acknowledged(user, Ack { effect, at, began }) {
             return;
         }

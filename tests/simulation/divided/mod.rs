@@ -12,6 +12,7 @@
 //! That most nodes name the owner that answered is a step of its own, which may come late or never: without it an
 //! answer is no proof, and an append has no known outcome.
 
+mod append;
 mod checks;
 mod faults;
 mod partition;

@@ -2,21 +2,18 @@
 //! fail, conflict or come to nothing known by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
-use std::sync::Arc;
 
 use consentd::recorder::linked_ids::{self, PropagationRound, last_revision, places};
-use consentd::recorder::sent_changes::{FollowedPartitions, Origin, SentChanges};
+use consentd::recorder::sent_changes::{FollowedPartitions, SentChanges};
 use consentd_core::event::What;
 use consentd_core::id::Key;
 use consentd_core::record::{HistoryEntry, Link, Revision};
 use consentd_core::scope::Class;
 use consentd_core::state::{Choice, Effect, State};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{
-    AppendReceipt, Appended, Change, LedgerError, Read, StoredRecord, Update,
-};
+use consentd_ledger::{Appended, Change, Read, StoredRecord, Update};
 
+use super::append::{KILLED, Pending};
 use super::checks::OF_TEMPLATE;
 use super::world::{Happening, World};
 use crate::append::version;
@@ -32,24 +29,11 @@ pub const WRITERS: usize = 3;
 /// The recorder of the sidecar's own process, which waits for that sidecar's followers.
 pub const OWN: usize = 0;
 const MAX_TRIES: u64 = 6;
-/// How often a recorder is killed at each step of its way through the ids of a person.
-const KILLED: u64 = 2;
-
 /// Who may be linked to whom.
 const PEOPLE: [(usize, usize); 4] = [(0, 1), (1, 2), (2, 3), (3, 4)];
 
 const OUT: [&str; 5] = ["*", "marketing", "marketing.news", "utility", "utility.orders"];
 const IN: [&str; 5] = ["marketing", "marketing.news", "utility", "utility.orders", "service"];
-
-/// No answer came in time, or most nodes name another owner.
-#[derive(Debug, thiserror::Error)]
-#[error("nobody knows what came of it")]
-struct Unknown;
-
-fn unknown() -> AppendReceipt {
-    let outcome = Appended::Failed(LedgerError::Unreachable(Arc::new(Unknown)));
-    AppendReceipt { outcome, partition: 0, head_prefix: 0, maybe_written: true }
-}
 
 /// What a recorder is at.
 pub enum Step {
@@ -89,17 +73,6 @@ enum Wish {
     Category(Class, bool),
 }
 
-/// What is being appended.
-#[derive(Default)]
-struct Pending {
-    changes: Vec<Change>,
-    receipts: Vec<Option<AppendReceipt>>,
-    /// The owners that took a part of it, by their terms.
-    terms: Vec<(usize, u64)>,
-    first: u64,
-    is_propagation: bool,
-}
-
 #[derive(Default)]
 pub struct Recorder {
     pub operation: u64,
@@ -107,20 +80,20 @@ pub struct Recorder {
     wish: Option<Wish>,
     /// How long ago the caller says that it was.
     ago: Option<i64>,
-    effects: Vec<Effect>,
-    link_time: Option<Timestamp>,
+    pub effects: Vec<Effect>,
+    pub link_time: Option<Timestamp>,
     began: u64,
     /// Who was acknowledged to be one person with the user when it began.
     person: BTreeSet<usize>,
     /// How often something was lost by the time of this try.
     taken: u64,
     tries: u64,
-    sent: SentChanges,
-    followed: FollowedPartitions,
-    pending: Pending,
+    pub sent: SentChanges,
+    pub followed: FollowedPartitions,
+    pub pending: Pending,
     round: Option<PropagationRound>,
-    is_linked: bool,
-    revision: Revision,
+    pub is_linked: bool,
+    pub revision: Revision,
 }
 
 impl World {
@@ -131,12 +104,12 @@ impl World {
         self.recorder_goes_on(index, wait, Step::Start);
     }
 
-    fn recorder_goes_on(&mut self, index: usize, wait: u64, step: Step) {
+    pub fn recorder_goes_on(&mut self, index: usize, wait: u64, step: Step) {
         let operation = self.recorders[index].operation;
         self.after(wait, Happening::Recorder(index, operation, step));
     }
 
-    fn soon(&mut self) -> u64 {
+    pub fn soon(&mut self) -> u64 {
         self.random.between(1, 15) * MILLI
     }
 
@@ -228,7 +201,7 @@ impl World {
     }
 
     /// It fails, and its caller comes again, or never.
-    fn recorder_fails(&mut self, index: usize) {
+    pub fn recorder_fails(&mut self, index: usize) {
         let wait = self.random.between(20, 300) * MILLI;
         self.recorders[index].operation += 1;
         self.recorder_goes_on(index, wait, Step::TimedOut);
@@ -272,7 +245,8 @@ impl World {
         let recorder = &self.recorders[index];
         let Some(wish) = recorder.wish.clone() else { return };
         let mut latest = base.as_ref().and_then(|base| base.said.state.latest());
-        if matches!(wish, Wish::Denied(_)) && recorder.ago.is_none() && recorder.effects.is_empty() {
+        if matches!(wish, Wish::Denied(_)) && recorder.ago.is_none() && recorder.effects.is_empty()
+        {
             let Some(others) = self.latest_of_others(base.as_ref()) else {
                 return self.recorder_fails(index);
             };
@@ -280,7 +254,8 @@ impl World {
         }
         let recorder = &mut self.recorders[index];
         if recorder.effects.is_empty() && recorder.link_time.is_none() {
-            let said = recorder.ago.map(|ago| Timestamp::saturating_from_millis(clock.as_millis() - ago));
+            let said =
+                recorder.ago.map(|ago| Timestamp::saturating_from_millis(clock.as_millis() - ago));
             let denied = said.unwrap_or_else(|| latest.map_or(clock, |at| at.max(clock)));
             let time = said.unwrap_or(clock);
             match wish {
@@ -342,154 +317,8 @@ impl World {
         Some(Change { key, base: version(base), update: (!is_same).then_some(update) })
     }
 
-    /// Appends changes, those of each partition by themselves, at moments of their own.
-    fn append_all(&mut self, index: usize, changes: Vec<Change>, is_propagation: bool) {
-        let parts: BTreeSet<usize> = changes.iter().map(|change| self.place_of(change.key)).collect();
-        let origin = if is_propagation { Origin::Propagation } else { Origin::Event };
-        let recorder = &mut self.recorders[index];
-        if index == OWN {
-            for at in &parts {
-                let position = &self.partitions[*at].position;
-                let partition = u32::try_from(*at).unwrap();
-                let noted = || (position.clone(), position.now());
-                recorder.followed.entry(partition).or_insert_with(noted);
-            }
-        }
-        let first = recorder.sent.send(&changes, origin);
-        let receipts = changes.iter().map(|_| None).collect();
-        recorder.pending = Pending { changes, receipts, terms: Vec::new(), first, is_propagation };
-        let mut latest = 0;
-        for at in parts {
-            let wait = self.soon();
-            latest = latest.max(wait);
-            self.recorder_goes_on(index, wait, Step::Part(at));
-        }
-        let wait = latest + self.soon();
-        self.recorder_goes_on(index, wait, Step::Appended);
-    }
-
-    fn place_of(&self, key: Key) -> usize {
-        usize::try_from(self.layout.partition_of(key)).unwrap()
-    }
-
-    fn append_part(&mut self, index: usize, at: usize) {
-        if self.recorders[index].pending.is_propagation && self.random.percent(KILLED) {
-            return self.recorder_fails(index);
-        }
-        let loss = self.partitions[at].wire.page_loss / 2;
-        if self.partitions[at].is_missing || self.random.percent(loss) {
-            return;
-        }
-        let Some((_, term)) = self.reached(at) else { return };
-        let mut pending = std::mem::take(&mut self.recorders[index].pending);
-        for place in 0..pending.changes.len() {
-            let change = &pending.changes[place];
-            if self.place_of(change.key) == at {
-                let receipt = self.append_one(at, term, change);
-                pending.receipts[place] = Some(receipt);
-            }
-        }
-        pending.terms.push((at, term));
-        let partition = &mut self.partitions[at];
-        if self.plan.confirmed && partition.term == term {
-            if partition.lags {
-                pending.terms.pop(); // The replica does not have it: that is no answer.
-            } else {
-                partition.replica = partition.primary.clone();
-            }
-        }
-        if self.random.percent(loss) {
-            pending.terms.retain(|(from, _)| *from != at); // The answer is lost.
-        }
-        self.recorders[index].pending = pending;
-    }
-
-    fn append_one(&mut self, at: usize, term: u64, change: &Change) -> AppendReceipt {
-        let now = true_time(self.time());
-        let partition = &mut self.partitions[at];
-        let is_current = partition.term == term;
-        let server = match &mut partition.former {
-            Some(former) if !is_current => &mut former.server,
-            _ => &mut partition.primary,
-        };
-        let number = server.number_of(change.key).unwrap();
-        let receipt = |outcome, stored: Option<&Stored>| AppendReceipt {
-            outcome,
-            partition: u32::try_from(at).unwrap(),
-            head_prefix: version(stored).head_prefix,
-            maybe_written: false,
-        };
-        if version(server.stored[number].as_ref()) != change.base {
-            return receipt(Appended::Conflict(Ok(StoredRecord::default())), None);
-        }
-        if let Some(update) = &change.update {
-            let said = Rc::new(Said::of(update.record.clone()));
-            self.acks.written(number, &said);
-            let entry = server.append(&mut self.random, number, said, now, true);
-            if is_current {
-                if self.plan.log < 1_000_000 {
-                    let trimmed = server.end().revision.saturating_sub(self.plan.log);
-                    server.trimmed = server.trimmed.max(trimmed);
-                }
-                let now = self.now;
-                self.partitions[at].know(now);
-                self.announce(at, &entry);
-            } else {
-                self.know_branch(at);
-                if self.random.percent(50) {
-                    self.announce(at, &entry);
-                }
-            }
-        }
-        let partition = &self.partitions[at];
-        let server = match &partition.former {
-            Some(former) if !is_current => &former.server,
-            _ => &partition.primary,
-        };
-        let stored = server.stored[number].as_ref();
-        receipt(Appended::Committed(version(stored).revision), stored)
-    }
-
-    /// What is not answered by the owner of today, by the word of most nodes, is unknown.
-    fn appended(&mut self, index: usize) {
-        let now = self.now;
-        let pending = std::mem::take(&mut self.recorders[index].pending);
-        let Pending { changes, receipts, terms, first, is_propagation } = pending;
-        let is_proven = |change: &Change| {
-            let at = self.place_of(change.key);
-            let partition = &self.partitions[at];
-            terms.contains(&(at, partition.term)) && partition.unconfirmed_until <= now
-        };
-        let receipts: Vec<AppendReceipt> = changes
-            .iter()
-            .zip(receipts)
-            .map(|(change, receipt)| receipt.filter(|_| is_proven(change)).unwrap_or_else(unknown))
-            .collect();
-        let recorder = &mut self.recorders[index];
-        recorder.sent.answered(first, &receipts);
-        let outcomes: Vec<Appended> = receipts.into_iter().map(|it| it.outcome).collect();
-        if is_propagation {
-            return self.propagated(index, &changes, &outcomes);
-        }
-        match outcomes.first() {
-            Some(Appended::Committed(revision)) => {
-                recorder.revision = *revision;
-                let denies = recorder.effects.iter().any(is_denial);
-                let links = recorder.link_time.is_some();
-                if recorder.is_linked && (denies || links) {
-                    self.propagate(index);
-                } else {
-                    let wait = self.soon();
-                    self.recorder_goes_on(index, wait, Step::Acknowledge);
-                }
-            }
-            Some(Appended::Conflict(_)) => self.recorder_goes_on(index, MILLI, Step::Read),
-            _ => self.recorder_fails(index),
-        }
-    }
-
     /// The recorder's own change is durable: what it says goes to the person's other ids.
-    fn propagate(&mut self, index: usize) {
+    pub fn propagate(&mut self, index: usize) {
         let secret = secret(self.partitions[0].primary.secret);
         let recorder = &mut self.recorders[index];
         let link = match (&recorder.wish, recorder.link_time) {
@@ -537,7 +366,7 @@ impl World {
         Some(Read { clock: latest, pairs })
     }
 
-    fn propagated(&mut self, index: usize, changes: &[Change], outcomes: &[Appended]) {
+    pub fn propagated(&mut self, index: usize, changes: &[Change], outcomes: &[Appended]) {
         let layout = self.layout;
         let wait = self.soon();
         let recorder = &mut self.recorders[index];

@@ -120,8 +120,10 @@ impl World {
         let (partitions, spread) = random.pick(&[(2, 2), (4, 4), (4, 2)]);
         let layout = Layout::new(partitions, spread).unwrap();
         let count = random.index(4) + 3;
-        let machine =
-            |random: &mut Random| Machine { down_until: 0, clock: random.pick(&[-4_000, 0, 0, 700, 3_000]) };
+        let machine = |random: &mut Random| Machine {
+            down_until: 0,
+            clock: random.pick(&[-4_000, 0, 0, 700, 3_000]),
+        };
         let machines: Vec<Machine> = (0..count).map(|_| machine(&mut random)).collect();
         let secret = random.index(SECRETS);
         let clocks = Clocks::default();
@@ -132,8 +134,7 @@ impl World {
                 Server::new(&mut random, secret, plan.buckets, None).in_layout(layout);
             let owner = number % count;
             primary.clock = machines[owner].clock;
-            let (sidecar, asks) =
-                Sidecar::start(0, &plan, Businesses::All, metrics, moment, None);
+            let (sidecar, asks) = Sidecar::start(0, &plan, Businesses::All, metrics, moment, None);
             all.push(Partition::new(primary, owner, (owner + 1) % count, sidecar));
             wanted.push(asks);
         }
