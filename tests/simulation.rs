@@ -53,6 +53,8 @@
 
 #[path = "simulation/append.rs"]
 mod append;
+#[path = "simulation/divided/mod.rs"]
+mod divided;
 #[path = "simulation/erase.rs"]
 mod erase;
 #[path = "simulation/faults.rs"]
@@ -106,6 +108,8 @@ const FIRST_SEED: u64 = 1;
 const STEPS: u64 = 1_000_000;
 /// And of histories in which tables are saved.
 const SAVED_STEPS: u64 = 500_000;
+/// And of histories of a ledger of several partitions.
+const DIVIDED_STEPS: u64 = 250_000;
 const THREADS: usize = 2;
 /// In how many of a hundred histories some users are one person.
 const PEOPLE: u64 = 40;
@@ -162,7 +166,10 @@ fn features(seed: u64) -> Features {
 fn history(seed: u64, metrics: &Arc<Metrics>) -> Result<u64, (u64, String)> {
     let steps = AtomicU64::new(0);
     let features = features(seed);
-    let run = || round::history(seed, features, metrics, &steps);
+    let run = || match seed {
+        divided::DIVIDED_FROM.. => divided::history(seed, metrics, &steps),
+        _ => round::history(seed, features, metrics, &steps),
+    };
     let outcome = catch_unwind(AssertUnwindSafe(run));
     let steps = steps.load(Ordering::Relaxed);
     match outcome {
@@ -198,6 +205,15 @@ fn so_it_is_where_sidecars_start_from_tables_that_were_saved() {
         let wanted = number("CONSENTD_STEPS").unwrap_or(SAVED_STEPS);
         let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
         histories(&[], first + saved::SAVING_FROM, wanted);
+    }
+}
+
+#[test]
+fn so_it_is_of_a_ledger_of_several_partitions() {
+    if number("CONSENTD_SEED").is_none() {
+        let wanted = number("CONSENTD_STEPS").unwrap_or(DIVIDED_STEPS);
+        let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
+        histories(&[], first + divided::DIVIDED_FROM, wanted);
     }
 }
 

@@ -130,6 +130,7 @@ impl<'q> TemplateCache<'q> {
         parsing: &Parsing<'_>,
         request: &CheckRequest<'q>,
         template: TemplateName<'q>,
+        clock: impl Fn() -> Moment,
     ) -> Result<(ParsedRequest<'q>, KnownCategory), CheckError> {
         let (parsed, pairs) = parse_template(parsing, request, template)?;
         let known = match self.known {
@@ -138,7 +139,7 @@ impl<'q> TemplateCache<'q> {
             {
                 known
             }
-            _ => checker.known_category(pairs, Moment::about_now),
+            _ => checker.known_category(pairs, clock),
         };
         self.known = Some((request.business_id, template, known));
         Ok((parsed, known))

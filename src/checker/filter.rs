@@ -69,9 +69,10 @@ impl Checker {
                 Err(_) => batch.push_invalid(()),
             }
         }
-        let staleness = self.check_batch(batch, |result: Result<CheckResult, ()>| {
-            each(result.ok().map(|result| result.decision.reason));
-        })?;
+        let staleness =
+            self.check_batch(batch, Moment::about_now, |result: Result<CheckResult, ()>| {
+                each(result.ok().map(|result| result.decision.reason));
+            })?;
         let class = known.map(|known| known.decides(category.class).unwrap_or(Class::Marketing));
         Ok(FilterResult { staleness, stricter: class.filter(|class| *class != category.class) })
     }

@@ -244,13 +244,27 @@ impl Checker {
         requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
         each: impl FnMut(Result<CheckResult, CheckError>),
     ) -> Result<(), CheckError> {
+        self.check_many_at(requests, Moment::about_now, each)
+    }
+
+    /// Like [`check_many`](Self::check_many) with another clock, which is read after the tables; for simulations.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::NotReady`].
+    pub fn check_many_at<'q>(
+        &self,
+        requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
+        clock: impl Fn() -> Moment,
+        each: impl FnMut(Result<CheckResult, CheckError>),
+    ) -> Result<(), CheckError> {
         let parsing = self.parsing();
         let mut cache = ParseCache::default();
         let mut templates = TemplateCache::default();
         let mut batch = Batch::with_capacity(requests.len());
         for request in requests {
             if let Some(template) = request.template {
-                match templates.parse(self, &parsing, &request, template) {
+                match templates.parse(self, &parsing, &request, template, &clock) {
                     Ok((parsed, known)) => batch.push_template(&parsed, &known),
                     Err(error) => batch.push_invalid(error),
                 }
@@ -264,13 +278,14 @@ impl Checker {
         let is_other = |item: &&Result<_, _>| matches!(item, Err(CheckError::NotHeld(_)));
         let others = batch.requests.iter().filter(is_other).count();
         self.metrics.not_held(u64::try_from(others).unwrap_or(u64::MAX));
-        self.check_batch(batch, each).map(|_| ())
+        self.check_batch(batch, &clock, each).map(|_| ())
     }
 
     /// Looks all pairs of a batch up, reads the clocks once, and decides.
     fn check_batch<E>(
         &self,
         batch: Batch<'_, E>,
+        clock: impl Fn() -> Moment,
         mut each: impl FnMut(Result<CheckResult, E>),
     ) -> Result<Duration, CheckError> {
         let Batch { requests, pairs, categories, former, templates, known } = batch;
@@ -306,7 +321,7 @@ impl Checker {
                 each
             }
         };
-        let evaluations = BatchEvaluations::new(self, &freshness, Moment::about_now())?;
+        let evaluations = BatchEvaluations::new(self, &freshness, clock())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
         // Logged is what was asked for, and in addition what decided.

@@ -5,7 +5,6 @@
 //! answered as recorded, and a denial is retained and recorded again in the background, because its
 //! change may be on a branch that a failover abandoned.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,11 +12,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::replay_denials::Replayable;
-use super::sent_changes::{Origin, SentChanges};
+use super::sent_changes::{AwaitedVersion, FollowedPartitions, Origin, SentChanges};
 use super::{Recorder, Refusal};
-use consentd_ledger::{
-    Appended, Change, FollowTimeout, FollowerCheckpoint, FollowerPosition, LedgerError,
-};
+use consentd_ledger::{Appended, Change, FollowTimeout, LedgerError};
 
 /// How long this process' own follower may take to apply the appended changes.
 pub const MAX_FOLLOW: Duration = Duration::from_secs(5);
@@ -27,7 +24,7 @@ pub const MAX_FOLLOW: Duration = Duration::from_secs(5);
 pub(super) struct AppendTracker<'a> {
     recorder: &'a Recorder,
     /// The followers of the partitions that are appended to, with where each was before the first append there.
-    followed: Mutex<BTreeMap<u32, (FollowerPosition, FollowerCheckpoint)>>,
+    followed: Mutex<FollowedPartitions>,
     /// The number of losses that were detected before the first append. A later loss may be of changes
     /// of this call.
     losses: u64,
@@ -103,11 +100,8 @@ impl<'a> AppendTracker<'a> {
 
     async fn follow(&self) -> Result<(), FollowTimeout> {
         let deadline = Instant::now() + MAX_FOLLOW;
-        let versions = self.sent().versions();
-        for (partition, version) in versions {
-            let Some((follower, before)) = self.followed().get(&partition).cloned() else {
-                continue;
-            };
+        let awaited = self.sent().awaited(&self.followed());
+        for AwaitedVersion { partition, follower, before, version } in awaited {
             let left = deadline.saturating_duration_since(Instant::now());
             let arrived = tokio::select! {
                 biased;
@@ -129,7 +123,7 @@ impl<'a> AppendTracker<'a> {
         }
     }
 
-    fn followed(&self) -> MutexGuard<'_, BTreeMap<u32, (FollowerPosition, FollowerCheckpoint)>> {
+    fn followed(&self) -> MutexGuard<'_, FollowedPartitions> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 use super::pair_update::counts_as_of;
 use consentd_core::event::{MAX_REFERENCE_BYTES, What};
 use consentd_core::id::{Key, KeySecret};
+use consentd_core::partition::Layout;
 use consentd_core::record::{HistoryEntry, Link, Record, Revision};
 use consentd_core::state::{ChoiceKind, State};
 use consentd_core::time::Timestamp;
@@ -252,6 +253,25 @@ impl LinkedIds {
         let named = self.ids.get(from)?.links.iter().find(|(key, _)| *key == start.key);
         named.map(|(_, link)| link.time)
     }
+}
+
+/// The last revision, in the pair's own partition, of changes that were all appended, or `None` if one was not.
+/// `here` says which of them are in that partition: revisions of others say nothing about the pair.
+#[must_use]
+pub fn last_revision(appended: &[Appended], here: &[bool]) -> Option<Revision> {
+    let mut here = here.iter();
+    appended.iter().try_fold(0, |last: Revision, outcome| match outcome {
+        Appended::Committed(revision) if here.next() == Some(&true) => Some(last.max(*revision)),
+        Appended::Committed(_) => Some(last),
+        _ => None,
+    })
+}
+
+/// Which of these changes are in the partition of the pair with the key `own`.
+#[must_use]
+pub fn places(changes: &[Change], layout: Layout, own: Key) -> Vec<bool> {
+    let own = layout.partition_of(own);
+    changes.iter().map(|change| layout.partition_of(change.key) == own).collect()
 }
 
 /// The denials of a state, as events. They have no references, because a state keeps none.

@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::append_tracker::AppendTracker;
-use super::linked_ids::{LinkedIds, MAX_IDS, PropagationRound, Step};
+use super::linked_ids::{LinkedIds, MAX_IDS, PropagationRound, Step, last_revision, places};
 use super::pair_update::{LinkedState, PairUpdate, Propagation};
 use super::sent_changes::Origin;
 use super::transaction::{PairTransaction, Results};
@@ -54,22 +54,6 @@ impl PendingPropagation {
             results.set(position, outcome);
         }
     }
-}
-
-/// The last revision, in the pair's own partition, of changes that were all appended, or `None` if one was not.
-/// `here` says which of them are in that partition: revisions of others say nothing about the pair.
-pub(super) fn last_revision(appended: &[Appended], here: &[bool]) -> Option<Revision> {
-    let mut here = here.iter();
-    appended.iter().try_fold(0, |last: Revision, outcome| match outcome {
-        Appended::Committed(revision) if here.next() == Some(&true) => Some(last.max(*revision)),
-        Appended::Committed(_) => Some(last),
-        _ => None,
-    })
-}
-
-fn places(changes: &[Change], layout: Layout, own: Key) -> Vec<bool> {
-    let own = layout.partition_of(own);
-    changes.iter().map(|change| layout.partition_of(change.key) == own).collect()
 }
 
 /// The changes of linked ids that are appended together with a pair's own change.

@@ -2,9 +2,35 @@
 //! that the simulation runs the same code.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use super::replay_denials::Replayable;
-use consentd_ledger::{AppendReceipt, Appended, Change, Version};
+use consentd_ledger::{
+    AppendReceipt, Appended, Change, FollowerCheckpoint, FollowerPosition, Version,
+};
+
+/// The followers of the partitions that a call appends to, with where each was before the first append there.
+pub type FollowedPartitions = BTreeMap<u32, (FollowerPosition, FollowerCheckpoint)>;
+
+/// A version that a follower must have applied before the call is answered.
+pub struct AwaitedVersion {
+    /// The partition that it is in.
+    pub partition: u32,
+    /// The follower of that partition.
+    pub follower: FollowerPosition,
+    /// Where that follower was before the version was appended.
+    pub before: FollowerCheckpoint,
+    /// The version.
+    pub version: Version,
+}
+
+impl AwaitedVersion {
+    /// Whether the follower has applied it.
+    #[must_use]
+    pub fn has_arrived(&self) -> bool {
+        self.follower.has(self.version, self.before)
+    }
+}
 
 /// The cause of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -115,6 +141,17 @@ impl SentChanges {
             .sort_unstable_by_key(|(partition, version)| (*partition, Reverse(version.revision)));
         versions.dedup();
         versions
+    }
+
+    /// What this process' own followers must apply before the call is answered. What is in a partition that none of
+    /// them follows is not waited for.
+    #[must_use]
+    pub fn awaited(&self, followed: &FollowedPartitions) -> Vec<AwaitedVersion> {
+        let awaited = self.versions().into_iter().filter_map(|(partition, version)| {
+            let (follower, before) = followed.get(&partition)?.clone();
+            Some(AwaitedVersion { partition, follower, before, version })
+        });
+        awaited.collect()
     }
 
     /// Takes what is to be retained for a replay, each with whether it is confirmed: whether the ledger

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use super::keyword_match::keyword_match;
 use super::pair_update::{PairUpdate, Propagation};
 use super::propagation::{self, LinkedChanges, PendingPropagation};
-use super::{Recorded, Recorder, Refusal};
+use super::{Recorded, Recorder, Refusal, linked_ids};
 use consentd_core::event::What;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::keyword::Meaning;
@@ -210,7 +210,7 @@ impl<'a> PreparedTransaction<'a> {
             outcomes: self.outcomes,
             propagation,
         };
-        match propagation::last_revision(linked, &self.here).filter(|_| self.proves) {
+        match linked_ids::last_revision(linked, &self.here).filter(|_| self.proves) {
             Some(revision) => {
                 pending.resolve(&Ok(revision), results);
                 Resolution::Resolved

@@ -1,11 +1,13 @@
 //! A ledger that can be forked, trimmed, flushed and written to behind its back. It shares no code
 //! with the real ones: a log is a tree of nodes, each of which knows the whole state that it made.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
 use consentd_core::id::{KEY_VERSION, Key, KeySecret};
+use consentd_core::partition::Layout;
 use consentd_core::record::{Erased, Link, Record, Revision};
 use consentd_core::scope::{Category, Scope};
 use consentd_core::standing::{Facts, ResolvedState};
@@ -35,7 +37,18 @@ pub const CATEGORIES: [&str; 7] = [
 /// The secrets that a ledger's keys may be made with.
 pub const SECRETS: usize = 2;
 
+/// The template that stands in the place of the last user, in histories of a ledger of several partitions.
+pub const TEMPLATE: &str = "template:news:en";
+
+thread_local! {
+    /// Whether the last user of this thread's history is a template.
+    pub static HAS_TEMPLATE: Cell<bool> = const { Cell::new(false) };
+}
+
 pub fn user(number: usize) -> &'static str {
+    if number == USERS - 1 && HAS_TEMPLATE.get() {
+        return TEMPLATE;
+    }
     const NAMES: [&str; USERS] =
         ["15550000000", "15550000001", "15550000002", "15550000003", "15550000004", "15550000005"];
     NAMES[number]
@@ -215,7 +228,7 @@ impl Server {
                 secret: key,
                 key_version: KEY_VERSION,
                 has_nameless: false,
-                layout: consentd_core::partition::Layout::SINGLE,
+                layout: Layout::SINGLE,
                 buckets,
             }),
             secret,
@@ -227,6 +240,12 @@ impl Server {
             clock: 0,
             keys,
         }
+    }
+
+    /// The same as one partition of a ledger that is divided so.
+    pub fn in_layout(mut self, layout: Layout) -> Self {
+        Arc::make_mut(&mut self.identity).layout = layout;
+        self
     }
 
     pub fn end(&self) -> Position {

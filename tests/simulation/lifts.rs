@@ -58,6 +58,19 @@ pub fn add(known: &mut Vec<Lift>, lift: Lift) {
 }
 
 impl Lifts {
+    /// What was written after so many records.
+    pub fn since(&self, began: u64) -> Self {
+        let later = |lifts: &Vec<Lift>| -> Vec<Lift> {
+            lifts.iter().filter(|lift| lift.written > began).copied().collect()
+        };
+        Self {
+            words: self.words.iter().map(|(scope, all)| (scope.clone(), later(all))).collect(),
+            platform: self.platform.iter().map(|(at, all)| (at.clone(), later(all))).collect(),
+            suppression: later(&self.suppression),
+            erased: self.erased.clone(),
+        }
+    }
+
     /// Whether an effect still denies a category. Where the user was erased since, the tombstone
     /// denies in its place, so that what lifts the tombstone lifts it, too.
     pub fn leave(&self, effect: &Effect, began: u64, category: usize) -> bool {

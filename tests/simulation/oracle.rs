@@ -428,15 +428,28 @@ impl Acks {
         (0..CATEGORIES.len()).any(|category| self.lifts[number].leave(effect, began, category))
     }
 
-    pub fn acknowledged(&mut self, number: usize, ack: Ack) {
+    /// Whether a denial still stands for a category.
+    pub fn leave(&self, number: usize, effect: &Effect, began: u64, category: usize) -> bool {
+        self.lifts[number].leave(effect, began, category)
+    }
+
+    /// Whether it would stand if nothing counted that was written before its recorder began.
+    pub fn leave_since(&self, number: usize, effect: &Effect, began: u64, category: usize) -> bool {
+        self.lifts[number].since(began).leave(effect, began, category)
+    }
+
+    /// Notes it, unless it is known or lifted already; whether it did.
+    pub fn acknowledged(&mut self, number: usize, ack: Ack) -> bool {
         let lifts = &self.lifts[number];
         let known = &mut self.denied[number];
         // The first of two equal ones has been due for longer.
-        if (0..CATEGORIES.len()).any(|category| lifts.leave(&ack.effect, ack.began, category))
-            && !known.iter().any(|known| known.effect == ack.effect)
-        {
+        let is_new = (0..CATEGORIES.len())
+            .any(|category| lifts.leave(&ack.effect, ack.began, category))
+            && !known.iter().any(|known| known.effect == ack.effect);
+        if is_new {
             known.push(ack);
         }
+        is_new
     }
 
     /// The ledger's state is another one now: what it lacks is lost.

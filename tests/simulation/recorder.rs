@@ -159,7 +159,7 @@ fn clamped_at(effect: &Effect) -> Option<Timestamp> {
 }
 
 /// An effect as of when it counts over this state.
-fn counted(state: &State, effect: &Effect) -> Effect {
+pub fn counted(state: &State, effect: &Effect) -> Effect {
     match effect {
         Effect::Choice(scope, word) if word.is_opt_out() => {
             let time = state.counts_as_of(effect, word.time);

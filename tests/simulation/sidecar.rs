@@ -49,6 +49,8 @@ pub fn true_time(now: Duration) -> Timestamp {
 /// What the wire brings.
 pub enum Brought {
     Page(u64, PageRequest, Option<Page>),
+    /// There is no ledger at the address.
+    Gone(u64, PageRequest),
     Bucket(u64, BucketRequest, Result<Bucket, ReadFailure>),
     Again,
     Tick,
@@ -162,7 +164,7 @@ impl Sidecar {
     pub fn on(&mut self, brought: Brought, now: Moment) -> Result<(Vec<Wanted>, bool), Violation> {
         let mut page_said = None;
         let asked = match &brought {
-            Brought::Page(id, ..) | Brought::Bucket(id, ..) => {
+            Brought::Page(id, ..) | Brought::Gone(id, _) | Brought::Bucket(id, ..) => {
                 let Some(asked) = self.open.remove(id) else {
                     return Ok((Vec::new(), false)); // It has timed out, or been answered.
                 };
@@ -179,6 +181,9 @@ impl Sidecar {
                     self.guards.on_clock(clock);
                 }
                 self.scheduler.on_page(question, page.ok_or(ReadFailure::Unanswered), now)
+            }
+            Brought::Gone(_, question) => {
+                self.scheduler.on_page(question, Err(ReadFailure::Missing), now)
             }
             Brought::Bucket(_, question, bucket) => self.scheduler.on_bucket(question, bucket, now),
             Brought::Again => {

@@ -14,36 +14,7 @@ pub fn told(happening: &Happening) -> String {
     match happening {
         Happening::AskedPage(id, question) => format!("asked {id}: {question:?}"),
         Happening::AskedBucket(id, question) => format!("asked {id}: {question:?}"),
-        Happening::Brought(life, brought) => match brought {
-            Brought::Page(id, _, Some(page)) => {
-                let count = match &page.tail {
-                    Tail::Entries(entries) => entries.len().to_string(),
-                    Tail::Trimmed => "trimmed".to_owned(),
-                };
-                let end = page.end;
-                format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
-            }
-            Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
-            Brought::Bucket(id, question, Ok(bucket)) => format!(
-                "[{life}] bucket {id}: {} of {} at {} {:02x?}",
-                bucket.pairs.len(),
-                question.number,
-                bucket.label.revision,
-                &bucket.label.head[..2]
-            ),
-            Brought::Bucket(id, _, Err(why)) => format!("[{life}] no bucket {id}: {why:?}"),
-            Brought::Again => format!("[{life}] again"),
-            Brought::Tick => format!("[{life}] tick"),
-            Brought::Wanted => format!("[{life}] the log is wanted"),
-            Brought::ScrubDue => format!("[{life}] scrub"),
-            Brought::Announced(announcement) => {
-                let entries = announcement.entries.iter();
-                let entries: Vec<_> = entries.map(|entry| entry.revision).collect();
-                format!("[{life}] announced {entries:?}")
-            }
-            Brought::Missed => format!("[{life}] missed"),
-            Brought::Held(businesses) => format!("[{life}] is to hold {businesses:?}"),
-        },
+        Happening::Brought(life, brought) => told_brought(*life, brought),
         Happening::Recorder(index, _, step) => {
             let step = match step {
                 Step::Start => "starts",
@@ -70,6 +41,41 @@ pub fn told(happening: &Happening) -> String {
         Happening::LooksForLost(process, _) => format!("process {process} looks for what is lost"),
         Happening::Saved => "saved".to_owned(),
         Happening::Held => "other businesses may be held".to_owned(),
+    }
+}
+
+/// What the wire brings.
+pub fn told_brought(life: u64, brought: &Brought) -> String {
+    match brought {
+        Brought::Page(id, _, Some(page)) => {
+            let count = match &page.tail {
+                Tail::Entries(entries) => entries.len().to_string(),
+                Tail::Trimmed => "trimmed".to_owned(),
+            };
+            let end = page.end;
+            format!("[{life}] page {id}: {count} to {} {:02x?}", end.revision, &end.head[..2])
+        }
+        Brought::Page(id, _, None) => format!("[{life}] no page {id}"),
+        Brought::Gone(id, _) => format!("[{life}] no ledger {id}"),
+        Brought::Bucket(id, question, Ok(bucket)) => format!(
+            "[{life}] bucket {id}: {} of {} at {} {:02x?}",
+            bucket.pairs.len(),
+            question.number,
+            bucket.label.revision,
+            &bucket.label.head[..2]
+        ),
+        Brought::Bucket(id, _, Err(why)) => format!("[{life}] no bucket {id}: {why:?}"),
+        Brought::Again => format!("[{life}] again"),
+        Brought::Tick => format!("[{life}] tick"),
+        Brought::Wanted => format!("[{life}] the log is wanted"),
+        Brought::ScrubDue => format!("[{life}] scrub"),
+        Brought::Announced(announcement) => {
+            let entries = announcement.entries.iter();
+            let entries: Vec<_> = entries.map(|entry| entry.revision).collect();
+            format!("[{life}] announced {entries:?}")
+        }
+        Brought::Missed => format!("[{life}] missed"),
+        Brought::Held(businesses) => format!("[{life}] is to hold {businesses:?}"),
     }
 }
 

@@ -1,0 +1,107 @@
+//! Histories of a ledger in several partitions, each with a log and a proof of its own, at one of several nodes whose
+//! clocks differ. One sidecar follows all of them, and its checker reads all of its tables.
+//!
+//! Beside what holds of each partition by itself, as in every other history:
+//!
+//! - What was acknowledged is denied under all ids of a person, whichever partitions these are in; with the revision
+//!   that the acknowledgement told, and in the recorder's own sidecar, from then on.
+//! - A denial without a time of its own is lifted by nothing that was said before it, by whichever clock.
+//! - A partition of which nothing is wrong is answered, whatever is wrong with the others.
+//! - A batch over several partitions answers each of its requests as it is answered alone.
+//!
+//! That most nodes name the owner that answered is a step of its own, which may come late or never: without it an
+//! answer is no proof, and an append has no known outcome.
+
+mod append;
+mod checks;
+mod faults;
+mod partition;
+mod recorder;
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use consentd::follower::scheduler::period;
+use consentd::metrics::Metrics;
+
+use self::world::World;
+use crate::ledger::HAS_TEMPLATE;
+use crate::oracle::Violation;
+use crate::round::LIVE_WITHIN;
+use crate::world::SECOND;
+
+/// Histories from this seed on are of a ledger of several partitions.
+pub const DIVIDED_FROM: u64 = 1 << 41;
+
+/// Counts the steps of a world that may end at any of them.
+struct Counted<'a>(World, &'a AtomicU64);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        HAS_TEMPLATE.set(false);
+        self.1.store(self.0.steps, Ordering::Relaxed);
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap()
+}
+
+pub fn history(seed: u64, metrics: &Arc<Metrics>, steps: &AtomicU64) -> Result<(), Violation> {
+    drop(crate::held::Held::new(seed, false));
+    HAS_TEMPLATE.set(true);
+    let mut world = Counted(World::new(seed, metrics), steps);
+    let world = &mut world.0;
+    for _ in 0..=world.random.below(2) {
+        world.round()?;
+    }
+    Ok(())
+}
+
+impl World {
+    fn round(&mut self) -> Result<(), Violation> {
+        self.writing = true;
+        // All partitions are well at first, so that those that stay so are answered all the while.
+        self.become_live()?;
+        self.break_some();
+        let until = self.now + self.random.between(15, 50) * SECOND;
+        self.run(until, |_| false)?;
+        self.heal();
+        self.run(self.frozen_until, |_| false)?;
+        self.become_live()?;
+        self.run(self.now + 2 * micros(self.plan.bound), |_| false)?;
+        self.writing = false;
+        // Recorders end what they are at, and the last of it arrives.
+        self.run(self.now + 10 * SECOND, |_| false)?;
+        self.run(self.now + 2 * SECOND + 2 * micros(period(self.plan.bound)), |_| false)?;
+        self.converged()
+    }
+
+    /// Property 5.
+    fn become_live(&mut self) -> Result<(), Violation> {
+        let healed = self.now;
+        let until = self.now + micros(LIVE_WITHIN);
+        self.run(until, |world| world.are_proven_since(healed))?;
+        if self.are_proven_since(healed) {
+            return Ok(());
+        }
+        let moment = self.moment();
+        let told = |at: usize| {
+            let freshness = self.partitions[at].sidecar.table.freshness();
+            format!("{at}: {:?}, proven {:?} ago", freshness.validity, freshness.staleness(moment))
+        };
+        let all: Vec<String> = (0..self.partitions.len()).map(told).collect();
+        Err(Violation::new(5, format!("not live, though all is well: {}", all.join("; "))))
+    }
+
+    /// Whether all tables are live by proofs that were asked for since.
+    fn are_proven_since(&self, since: u64) -> bool {
+        let (moment, since) = (self.moment(), Duration::from_micros(self.now - since));
+        self.partitions.iter().all(|partition| {
+            let staleness = partition.sidecar.table.freshness().staleness(moment);
+            partition.sidecar.is_live(moment) && staleness <= since
+        })
+    }
+}
