@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_ledger::{
-    CopyError, CreateError, Cursor, Depth, NewLedger, NewRedis, Plan, RedisRejection, RepairMode,
-    copy, create, plan,
+    CopyError, CreateError, Cursor, Depth, NewLedger, NewRedis, Plan, Progress, RedisRejection,
+    RepairMode, copy, create, plan,
 };
 
 use super::server::Server;
@@ -315,7 +315,7 @@ async fn damage_in_any_partition_is_found_and_repaired() {
         }
         let damaged = open.ledger.verify(Depth::Records, &mut |_| {}).await.unwrap();
         assert!(damaged.found >= 2, "{damaged:?}");
-        let mut last = Default::default();
+        let mut last = Progress::default();
         let repaired = ledger.repair(RepairMode::All, false, &mut |progress| last = progress).await;
         let repaired = repaired.unwrap();
         assert_eq!(repaired.left.found, 0, "{repaired:?}");

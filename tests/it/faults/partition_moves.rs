@@ -84,15 +84,21 @@ async fn cluster_that_is_restored_from_an_old_backup_denies_what_was_denied_and_
         is_in(&scene.reader, user).await;
     }
     // Of some partitions the backup lacks nothing: they do not fork.
-    scene.cluster.nodes.iter().for_each(super::redis::Redis::back_up);
+    for node in &scene.cluster.nodes {
+        node.back_up();
+    }
     let (stopped, unchanged) = users.split_at(users.len() - 2);
     for user in stopped {
         scene.say(&history, user, Did::OptOut, "*").await;
         is_out(&scene.reader, user).await;
     }
     let nodes = &mut scene.cluster.nodes;
-    nodes.iter_mut().for_each(|node| node.kill());
-    nodes.iter().for_each(super::redis::Redis::restore);
+    for node in &mut *nodes {
+        node.kill();
+    }
+    for node in &*nodes {
+        node.restore();
+    }
     let all = 0..nodes.len();
     scene.start_again(all);
     // Until all was given back, these are asked about all the while.
@@ -254,12 +260,13 @@ async fn target_that_is_stopped_at_the_hand_over_takes_no_acknowledged_denial_al
     scene.cluster.nodes[to].go_on();
     wait_until("the target takes the slots", || moved.iter().all(|one| scene.owner(*one) == to));
     scene.live().await;
-    let forks = moved.len() as f64;
+    let count = |count: usize| f64::from(u32::try_from(count).unwrap());
+    let forks = count(moved.len());
     for sidecar in scene.sidecars() {
         wait_for_metric(sidecar, "consent_forks_total", forks).await;
     }
     let given_back = "consent_denials_given_back_total";
-    wait_for_metric(&scene.recorder, given_back, users.len() as f64).await;
+    wait_for_metric(&scene.recorder, given_back, count(users.len())).await;
     let newcomer = serve(&scene.cluster.url(3), &["--max-staleness", "5s"], &[]);
     live_within(&newcomer, PATIENCE).await;
     for sidecar in [&scene.recorder, &scene.reader, &newcomer] {
