@@ -10,6 +10,7 @@ mod pool;
 mod primary;
 mod quorum;
 mod resp;
+mod round;
 mod sentinel;
 mod subscription;
 mod url;
