@@ -66,7 +66,7 @@ impl World {
         // All partitions are well at first, so that those that stay so are answered all the while.
         self.become_live()?;
         self.break_some();
-        let until = self.now + self.random.between(15, 50) * SECOND;
+        let until = self.now + self.random.between(8, 40) * SECOND;
         self.run(until, |_| false)?;
         self.heal();
         self.run(self.frozen_until, |_| false)?;

@@ -98,7 +98,7 @@ pub struct World {
 fn plan(random: &mut Random) -> Plan {
     Plan {
         bound: Duration::from_secs(random.pick(&[1, 5])),
-        scrub_every: random.pick(&[50, 400, 2_000]) * MILLI,
+        scrub_every: random.pick(&[400, 2_000, 4_000]) * MILLI,
         most_sticky: 100_000,
         page: usize::try_from(random.pick(&[4, 8, 64])).unwrap(),
         write_every: random.pick(&[100, 400, 1_500]) * MILLI,
@@ -261,7 +261,7 @@ impl World {
                 if !partition.lags && !partition.is_missing {
                     partition.replica = partition.primary.clone();
                 }
-                let wait = self.random.between(20, 400) * MILLI;
+                let wait = self.random.between(20, 1_000) * MILLI;
                 self.after(wait, Happening::Synced(at));
             }
             Happening::Check(user) => self.check(user)?,
