@@ -6,6 +6,7 @@ mod sentinels;
 mod servers;
 mod subscriptions;
 mod tls;
+mod voters;
 
 use std::time::Duration;
 
