@@ -221,6 +221,9 @@ impl World {
         // The own table has it by then.
         let at =
             self.time() - if is_own { bound + Duration::from_millis(2) } else { Duration::ZERO };
+        if is_own {
+            self.after(0, super::world::Happening::Check(user));
+        }
         if !self.acks.acknowledged(user, Ack { effect, at, began }) {
             return;
         }
