@@ -146,9 +146,9 @@ impl SentChanges {
     /// What this process' own followers must apply before the call is answered. What is in a partition that none of
     /// them follows is not waited for.
     #[must_use]
-    pub fn awaited(&self, followed: &FollowedPartitions) -> Vec<AwaitedVersion> {
+    pub fn awaited(&self, partitions: &FollowedPartitions) -> Vec<AwaitedVersion> {
         let awaited = self.versions().into_iter().filter_map(|(partition, version)| {
-            let (follower, before) = followed.get(&partition)?.clone();
+            let (follower, before) = partitions.get(&partition)?.clone();
             Some(AwaitedVersion { partition, follower, before, version })
         });
         awaited.collect()

@@ -46,11 +46,11 @@ thread_local! {
 }
 
 pub fn user(number: usize) -> &'static str {
+    const NAMES: [&str; USERS] =
+        ["15550000000", "15550000001", "15550000002", "15550000003", "15550000004", "15550000005"];
     if number == USERS - 1 && HAS_TEMPLATE.get() {
         return TEMPLATE;
     }
-    const NAMES: [&str; USERS] =
-        ["15550000000", "15550000001", "15550000002", "15550000003", "15550000004", "15550000005"];
     NAMES[number]
 }
 

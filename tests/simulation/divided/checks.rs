@@ -219,8 +219,11 @@ impl World {
     pub fn acknowledge(&mut self, user: usize, effect: Effect, began: u64, is_own: bool) {
         let bound = self.plan.bound;
         // The own table has it by then.
-        let at =
-            self.time() - if is_own { bound + Duration::from_millis(2) } else { Duration::ZERO };
+        let before = if is_own { bound + Duration::from_millis(2) } else { Duration::ZERO };
+        let at = self.time().saturating_sub(before);
+        if is_own {
+            self.after(0, super::world::Happening::Check(user));
+        }
         if !self.acks.acknowledged(user, Ack { effect, at, began }) {
             return;
         }

@@ -222,17 +222,18 @@ impl World {
     }
 
     /// The latest of all that is recorded of a person's other ids; nothing if one cannot be read.
-    fn latest_of_others(&mut self, base: Option<&Stored>) -> Option<Option<Timestamp>> {
+    fn latest_of_others(&mut self, base: Option<&Stored>) -> Option<Timestamp> {
         let named = |stored: Option<&Stored>| -> Vec<usize> {
             let Some(stored) = stored else { return Vec::new() };
             (0..USERS).filter(|number| stored.said.names(*number)).collect()
         };
-        let (mut unread, mut known, mut latest) = (named(base), BTreeSet::new(), None);
+        let (mut unread, mut known) = (named(base), BTreeSet::new());
+        let mut latest = Timestamp::MIN;
         while let Some(number) = unread.pop() {
             if known.insert(number) {
                 let (stored, _) = self.read(number)?;
                 let state = stored.as_ref().map(|stored| &stored.said.state);
-                latest = latest.max(state.and_then(State::latest));
+                latest = latest.max(state.and_then(State::latest).unwrap_or(latest));
                 unread.extend(named(stored.as_ref()));
             }
         }
@@ -250,7 +251,7 @@ impl World {
             let Some(others) = self.latest_of_others(base.as_ref()) else {
                 return self.recorder_fails(index);
             };
-            latest = latest.max(others);
+            latest = latest.max(Some(others));
         }
         let recorder = &mut self.recorders[index];
         if recorder.effects.is_empty() && recorder.link_time.is_none() {

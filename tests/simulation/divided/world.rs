@@ -424,7 +424,7 @@ impl World {
     pub fn announce(&mut self, at: usize, entry: &LogEntry) {
         let (life, wire) = (self.life, self.partitions[at].wire);
         let epoch = self.partitions[at].primary.end().epoch;
-        for _ in 0..1 + u64::from(self.random.percent(wire.twice)) {
+        for _ in 0..=u64::from(self.random.percent(wire.twice)) {
             if self.random.percent(wire.announce_loss) {
                 if self.random.percent(wire.loss_told) {
                     let wait = wire.announce_delay(&mut self.random);
