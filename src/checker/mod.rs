@@ -394,7 +394,7 @@ impl Checker {
     /// Whether the table was proven to be current within the maximum staleness, with every partition.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.tables.every(|table| self.is_fresh(table.freshness()))
+        self.tables.is_ready() && self.tables.every(|table| self.is_fresh(table.freshness()))
     }
 
     fn is_fresh(&self, freshness: Freshness) -> bool {

@@ -83,7 +83,11 @@ impl Checker {
             tables.iter().map(|(number, table)| self.partition(*number, table, now)).collect();
         let worst = partitions.iter().map(|one| one.phase).max_by_key(|phase| severity(*phase));
         // A sidecar that holds no business follows no partition once it knows them, and lacks nothing.
-        let phase = worst.unwrap_or(TablePhase::Live);
+        let phase = match worst.unwrap_or(TablePhase::Live) {
+            // Some of the tables that it starts with are not there yet.
+            TablePhase::Live | TablePhase::Stale if !self.tables.is_ready() => TablePhase::Loading,
+            phase => phase,
+        };
         let loaded = |table: &&(u32, Table)| table.1.freshness().validity != Validity::Loading;
         let clocks =
             tables.iter().filter(loaded).map(|(_, table)| table.freshness().ledger_clock(now));

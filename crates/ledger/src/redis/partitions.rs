@@ -192,6 +192,18 @@ impl Redis {
         }
     }
 
+    /// All partitions, even if the first one's meta key is so damaged that it has no identity.
+    async fn all_or_first(&self) -> Result<Vec<&RedisPartition>, LedgerError> {
+        match self.all().await {
+            Err(error)
+                if matches!(RedisRejection::of(&error), Some(RedisRejection::MalformedReply)) =>
+            {
+                Ok(vec![&self.0.first])
+            }
+            all => all,
+        }
+    }
+
     /// The partition of a pair.
     async fn of(&self, key: Key) -> Result<&RedisPartition, LedgerError> {
         let layout = self.layout().await?;
@@ -393,7 +405,7 @@ impl Redis {
         report_progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Report, LedgerError> {
         let mut report = Report::default();
-        let all = self.all().await?;
+        let all = self.all_or_first().await?;
         let mut total = TotalProgress::new(all.len());
         for partition in all {
             let tell = &mut |part| report_progress(total.of(part));
@@ -417,7 +429,7 @@ impl Redis {
         report_progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Repaired, LedgerError> {
         let mut repaired = Repaired::default();
-        let all = self.all().await?;
+        let all = self.all_or_first().await?;
         let mut total = TotalProgress::new(all.len());
         for partition in all {
             let tell = &mut |part| report_progress(total.of(part));
