@@ -144,6 +144,27 @@ async fn creating_goes_on_where_it_was_cut_and_never_over_what_was_recorded() {
 }
 
 #[tokio::test]
+async fn logs_of_all_partitions_together_are_as_long_as_the_retention_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for server in servers(&folder) {
+        create(server.target(), eight()).await.unwrap();
+        let retention = Retention { log_entries: 32, ..FOREVER };
+        let options = Options { retention: Some(retention), ..Options::default() };
+        let open = open_redis(&server, options);
+        let Ledger::Redis(ledger) = &open.ledger else { unreachable!() };
+        for _ in 0..4 {
+            append_all(&open.ledger, &keys(&open.ledger, 20, 6).await).await;
+        }
+        for partition in ledger.status().await.unwrap() {
+            let (page, status) = partition.unwrap();
+            // One more is kept, which a page's first entry is compared with.
+            assert_eq!(status.log_entries, page.end.revision.min(32 / 8 + 1));
+        }
+        open.close().await;
+    }
+}
+
+#[tokio::test]
 async fn partitions_share_their_connections() {
     let folder = tempfile::tempdir().unwrap();
     let many = Shape { layout: Layout::new(64, 4).unwrap(), buckets: 1 };

@@ -236,8 +236,12 @@ impl Shared {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<BatchReply, RedisFailure> {
         self.ensure_no_eviction()?;
-        let log_entries =
-            self.options.retention.map_or(u64::MAX, |retention| retention.log_entries);
+        // The log's length is the ledger's: each partition has its part of it.
+        let partitions = self.common.layout.get().map_or(1, |layout| layout.partitions());
+        let log_entries = self
+            .options
+            .retention
+            .map_or(u64::MAX, |retention| retention.log_entries.div_ceil(u64::from(partitions)));
         let mut pipeline = redis::pipe();
         pipeline.add_command(append_command(&self.keyspace, pending, mode, log_entries));
         let mut commands = 1;
