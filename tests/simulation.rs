@@ -114,7 +114,7 @@ const STEPS: u64 = 1_000_000;
 /// And of histories in which tables are saved.
 const SAVED_STEPS: u64 = 500_000;
 /// And of histories of a ledger of several partitions.
-const DIVIDED_STEPS: u64 = 300_000;
+const DIVIDED_STEPS: u64 = 120_000;
 const THREADS: usize = 2;
 /// In how many of a hundred histories some users are one person.
 const PEOPLE: u64 = 40;

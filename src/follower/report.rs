@@ -193,13 +193,20 @@ impl Report {
             logged != why || now.saturating_sub(*at) >= FAILURE_LOG_INTERVAL
         });
         if is_due {
-            if self.is_first(why) {
-                warn!(
-                    partition = self.partition,
+            match self.partition {
+                None => warn!(
                     cause = why,
                     "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
                      older than --max-staleness, every check is denied as STALE; retrying by itself"
-                );
+                ),
+                partition if self.is_first(why) => warn!(
+                    partition,
+                    cause = why,
+                    "cannot prove that this sidecar has all changes of this partition of the ledger, and perhaps \
+                     of others (see `consentd status`): once the last proof is older than --max-staleness, checks \
+                     of its pairs are denied as STALE; retrying by itself"
+                ),
+                Some(_) => {}
             }
             self.unproven = Some((why.to_owned(), now));
         }

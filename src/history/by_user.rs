@@ -61,7 +61,7 @@ async fn businesses(ledger: &Ledger) -> Result<BTreeSet<String>, ReadError> {
 }
 
 /// The key of a pair, the one under which versions before recorded it, if they read the user's id otherwise,
-/// and those of the pair's [nameless](Key::nameless) ones.
+/// and those of the pair's [nameless](KeySecret::nameless) ones.
 ///
 /// # Errors
 ///

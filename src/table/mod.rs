@@ -111,7 +111,7 @@ struct Shared {
     /// Pairs that fit no other encoding. A pair is changed here only inside a seqlock write of its shard.
     boxed: DashMap<Key, Box<ResolvedState>>,
     pairs: AtomicUsize,
-    /// How many of them have keys that name no business: see [`Key::nameless`].
+    /// How many of them have keys that name no business: see [`KeySecret::nameless`].
     nameless: AtomicUsize,
     shard_bytes: AtomicUsize,
     profile_bytes: AtomicUsize,

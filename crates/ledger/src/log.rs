@@ -69,7 +69,7 @@ pub enum UndecodedEntry {
     /// It cannot be decoded. Nothing after it can be trusted.
     #[error("an entry of the ledger's log cannot be read")]
     Unreadable,
-    /// It is about the pair with this key, whose business is not [held](super::Ledger::hold).
+    /// It is about the pair with this key, whose business is not [held](super::Partition::hold).
     #[error("an entry of the ledger's log is of a business that is not held")]
     Skipped(Key),
 }

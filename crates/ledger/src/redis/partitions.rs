@@ -446,7 +446,7 @@ impl Redis {
     /// # Errors
     ///
     /// [`LedgerError::Refused`] with [`UnsupportedServer`](super::UnsupportedServer) if its configuration rules it
-    /// out, or with [`RedisRejection::Missing`](super::RedisRejection::Missing) if it has no ledger; [`LedgerError::Unreachable`] if it cannot be
+    /// out, or with [`RedisRejection::Missing`] if it has no ledger; [`LedgerError::Unreachable`] if it cannot be
     /// reached.
     pub async fn probe(&self) -> Result<(), LedgerError> {
         self.0.first.probe().await

@@ -172,20 +172,20 @@ pub enum Warning {
     Unfenced,
     /// The node of a Cluster has no replica.
     #[error(
-        "the node that owns the ledger's slot has no replica: while it is down, nothing is recorded, \
-         and every check is denied as STALE"
+        "a node with partitions of the ledger has no replica: while it is down, nothing is recorded \
+         there, and the pairs of these partitions are denied as STALE"
     )]
     NoReplica,
     /// The node of a Cluster confirms writes that no replica has.
     #[error(
         "min-replicas-to-write 0: what was acknowledged may be lost with a node that has just taken \
-         the ledger's slot over, before a replica has it; set min-replicas-to-write 1 on every node"
+         a slot of the ledger over, before a replica has it; set min-replicas-to-write 1 on every node"
     )]
     UnreplicatedMigration,
     /// The Cluster takes long to notice that a node is lost.
     #[error(
         "cluster-node-timeout {0:?}: a lost node is replaced after that time at the earliest, and \
-         every check is denied as STALE until then; set 1000 to 5000"
+         the pairs of its partitions are denied as STALE until then; set 1000 to 5000"
     )]
     SlowFailover(Duration),
     /// A lost shard stops all others.
