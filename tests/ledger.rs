@@ -185,8 +185,11 @@ impl Home {
             }
             Kind::Redis | Kind::Cluster => {
                 let server = self.server.as_ref().unwrap();
-                let options = Options { retention: Some(retention), ..Options::default() };
-                open_redis(server, options)
+                // The log is shared by all partitions, and these tests are about one.
+                let partitions = if server.is_cluster() { u64::from(PARTITIONS) } else { 1 };
+                let log_entries = retention.log_entries.saturating_mul(partitions);
+                let retention = Some(Retention { log_entries, ..retention });
+                open_redis(server, Options { retention, ..Options::default() })
             }
         }
     }

@@ -89,6 +89,10 @@ impl Server {
         server
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        self.port.is_some()
+    }
+
     pub(super) fn target(&self) -> Target {
         self.target_as(TargetOptions::default())
     }
