@@ -1,39 +1,7 @@
 //! A person who has two keys: the key of the id, and the one that versions before made of its notation.
 
-use super::{Freshness, Pair, PairSummary, Table, UnreadablePair};
+use super::PairSummary;
 use consentd_core::id::PhoneNumberId;
-use consentd_core::scope::Category;
-use consentd_core::standing::Facts;
-
-impl Table {
-    /// The facts of a person from two pairs: the id's own, and the one under whose key versions before
-    /// recorded it. The freshness is that of the first look-up, unless the table became invalid since.
-    ///
-    /// The caller must read the clock after this call. It allocates nothing.
-    pub fn facts_joined(
-        &self,
-        pair: Pair,
-        former: Pair,
-        category: Category<'_>,
-    ) -> (Result<Facts, UnreadablePair>, Freshness) {
-        let (mut facts, freshness) = self.facts(pair, category);
-        let freshness = self.join_former(&mut facts, former, category, freshness);
-        (facts, freshness)
-    }
-
-    /// Joins the facts of the former pair to facts that were looked up before, at this freshness.
-    pub fn join_former(
-        &self,
-        facts: &mut Result<Facts, UnreadablePair>,
-        former: Pair,
-        category: Category<'_>,
-        freshness: Freshness,
-    ) -> Freshness {
-        let (former, later) = self.facts(former, category);
-        *facts = facts.and_then(|facts| former.map(|former| facts.joined(former)));
-        freshness.and(later.validity)
-    }
-}
 
 impl PairSummary {
     /// Adds where marketing is stopped.

@@ -87,13 +87,4 @@ impl Freshness {
             revision: self.revision,
         }
     }
-
-    /// The same, or invalid if the table was that at a look-up since.
-    #[must_use]
-    pub fn and(self, later: Validity) -> Self {
-        match later {
-            Validity::Valid => self,
-            validity => Self { validity, ..self },
-        }
-    }
 }

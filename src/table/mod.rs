@@ -370,22 +370,8 @@ impl Table {
         (facts, freshness)
     }
 
-    /// All that the table holds of a person at `now`, from the pair and the former one as in
-    /// [`facts_joined`](Self::facts_joined), and how current that is.
+    /// All that the table holds of a pair at `now`, and how current that is.
     pub fn summary(
-        &self,
-        pair: Pair,
-        former: Option<Pair>,
-        now: Timestamp,
-    ) -> (Result<PairSummary, UnreadablePair>, Freshness) {
-        let (summary, freshness) = self.summary_of(pair, now);
-        let Some(former) = former else { return (summary, freshness) };
-        let (former, later) = self.summary_of(former, now);
-        let joined = summary.and_then(|summary| former.map(|former| summary.joined(former)));
-        (joined, freshness.and(later.validity))
-    }
-
-    fn summary_of(
         &self,
         pair: Pair,
         now: Timestamp,

@@ -246,17 +246,17 @@ impl Tables {
         self.look_up(pair, |table| table.facts(pair, category))
     }
 
-    /// The facts of a person from two pairs, which may be in two partitions: see [`Table::facts_joined`].
+    /// The facts of a person from two pairs, which may be in two partitions: the id's own, and the one under whose key
+    /// versions before recorded it. The revision is that of the id's own partition.
+    ///
+    /// The caller must read the clock after this call. It allocates nothing.
     pub fn facts_joined(
         &self,
         pair: Pair,
         former: Pair,
         category: Category<'_>,
     ) -> (Result<Facts, UnreadablePair>, Freshness) {
-        let (facts, freshness) = self.facts(pair, category);
-        let (former, other) = self.facts(former, category);
-        let facts = facts.and_then(|facts| former.map(|former| facts.joined(former)));
-        (facts, freshness.joined(other))
+        joined(self.facts(pair, category), self.facts(former, category), Facts::joined)
     }
 
     /// The facts of many pairs, each for the category at its place, and how current they are: see
@@ -273,18 +273,19 @@ impl Tables {
         }
     }
 
-    /// All that the tables hold of a person at `now`: see [`Table::summary`].
+    /// All that the tables hold of a person at `now`, from the pair and the former one as in
+    /// [`facts_joined`](Self::facts_joined).
     pub fn summary(
         &self,
         pair: Pair,
         former: Option<Pair>,
         now: Timestamp,
     ) -> (Result<PairSummary, UnreadablePair>, Freshness) {
-        let (summary, freshness) = self.look_up(pair, |table| table.summary(pair, None, now));
-        let Some(former) = former else { return (summary, freshness) };
-        let (former, other) = self.look_up(former, |table| table.summary(former, None, now));
-        let joined = summary.and_then(|summary| former.map(|former| summary.joined(former)));
-        (joined, freshness.joined(other))
+        let summary = |pair| self.look_up(pair, |table| table.summary(pair, now));
+        match former {
+            None => summary(pair),
+            Some(former) => joined(summary(pair), summary(former), PairSummary::joined),
+        }
     }
 
     /// The least strict class that a template may be sent as: see [`Table::least_class`].
@@ -317,6 +318,16 @@ impl Tables {
     ) -> (Result<T, UnreadablePair>, Freshness) {
         self.read(pair, read).unwrap_or((Err(UnreadablePair), ABSENT))
     }
+}
+
+/// What is known of a person from two look-ups.
+fn joined<T>(
+    (own, freshness): (Result<T, UnreadablePair>, Freshness),
+    (former, other): (Result<T, UnreadablePair>, Freshness),
+    join: impl FnOnce(T, T) -> T,
+) -> (Result<T, UnreadablePair>, Freshness) {
+    let joined = own.and_then(|own| former.map(|former| join(own, former)));
+    (joined, freshness.joined(other))
 }
 
 impl Divided {

@@ -85,7 +85,7 @@ pub(super) fn assert_same(table: &Table, key: Key, state: &State) {
     }
     let times = ExpiriesRef::from(resolved.expiries.as_ref());
     let (opted_in, opted_out) = resolved.profile.in_force(times, at(50));
-    let summary = table.summary(key.into(), None, at(50)).0.unwrap();
+    let summary = table.summary(key.into(), at(50)).0.unwrap();
     assert_eq!((summary.opted_in, summary.opted_out), (opted_in, opted_out));
     assert_eq!(summary.last_inbound, state.last_inbound);
 }
@@ -235,7 +235,7 @@ fn unreadable_pair_is_an_error_and_an_unknown_one_has_no_facts() {
     writer.apply(key("1"), Ok(&state(&[(1, opt_in("service", Some(9)))])));
     writer.apply(key("1"), Err(UnreadablePair));
     assert_eq!(table.facts(key("1").into(), category).0, Err(UnreadablePair));
-    assert!(table.summary(key("1").into(), None, at(1)).0.is_err());
+    assert!(table.summary(key("1").into(), at(1)).0.is_err());
     assert_eq!(table.0.boxed.len(), 0);
 }
 
