@@ -54,10 +54,10 @@ pub(super) async fn init(args: InitArgs) -> anyhow::Result<Verdict> {
         }
         LedgerAddress::Redis(target) => {
             let shape = args.layout.shape(target, DEFAULT_BUCKETS)?;
-            // All checks come first, so that a failed command changes nothing.
+            // All checks come first, so that a failed command changes nothing. `create` makes those of `plan` itself.
             let (shards, warnings) = check_servers(target, shape.layout, &address).await?;
-            let plan = plan((**target).clone(), shape).await?;
             if args.dry_run {
+                let plan = plan((**target).clone(), shape).await?;
                 print_warnings(&warnings);
                 output::line(&format!(
                     "would make a ledger of {}{} buckets at {address}: {} keys, {} of which are \
@@ -95,7 +95,7 @@ fn print(
     shape: Shape,
     shards: &[Shard],
 ) -> anyhow::Result<()> {
-    // What the least durable server promises holds for the ledger.
+    // One text if all servers keep data alike.
     let durable = shards.iter().map(|shard| durability_text(&shard.server)).collect::<Vec<_>>();
     let durable = match &durable[..] {
         [] => "a file, synced before every answer".to_owned(),

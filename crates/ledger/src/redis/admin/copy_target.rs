@@ -2,14 +2,11 @@
 
 use std::collections::HashMap;
 
-use redis::Value;
-
 use super::super::Target;
-use super::super::conn::ConnectionManager;
 use super::super::error::{RedisFailure, RedisRejection};
-use super::super::keyspace::{Keyspace, SENTINEL_FIELD, encode_item, history_field, version_bytes};
-use super::super::scripts::{self, Answer, Script, ask};
-use super::create::{CreateError, MAX_KEYS, Meta, Place, Shape, hashes, places};
+use super::super::keyspace::{Keyspace, encode_item, history_field, version_bytes};
+use super::super::scripts::{self, Answer, ask};
+use super::create::{CreateError, MAX_KEYS, NewIdentity, Place, Shape, Survey, hashes, places};
 use crate::portable_pair::{PortableEntry, PortablePair, statement_digests};
 use crate::stored_secret::StoredSecret;
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
@@ -43,9 +40,9 @@ impl NewRedis {
     ///
     /// [`CopyError`]; if the target has a ledger, or anything else in a ledger's keys, nothing is changed.
     pub async fn begin(target: Target, shape: Shape, anew: bool) -> Result<Self, CopyError> {
-        let mut left = Vec::new();
-        for place in places(target.clone(), shape.layout) {
-            if let Some((token, buckets)) = unfinished(&place).await? {
+        let (places, mut left) = (places(target, shape.layout), Vec::new());
+        for place in &places {
+            if let Some((token, buckets)) = unfinished(place).await? {
                 if !anew {
                     return Err(CopyError::Unfinished);
                 }
@@ -53,11 +50,11 @@ impl NewRedis {
             }
         }
         for (place, token, buckets) in left {
-            wipe(&place, token, buckets).await?;
+            wipe(place, token, buckets).await?;
         }
-        super::create::plan(target.clone(), shape).await.map_err(CopyError::Target)?;
-        let mut partitions = Vec::new();
-        for place in places(target, shape.layout) {
+        Survey::of(&places, shape).await?;
+        let mut partitions = Vec::with_capacity(places.len());
+        for place in places {
             partitions.push(NewPartition::begin(place, shape.buckets).await?);
         }
         Ok(Self { shape, partitions })
@@ -69,12 +66,14 @@ impl NewRedis {
     ///
     /// The [`CopyError`] that [`begin`](Self::begin) would return.
     pub async fn plan(target: Target, shape: Shape, anew: bool) -> Result<(), CopyError> {
-        for place in places(target.clone(), shape.layout) {
-            if unfinished(&place).await?.is_some() {
+        let places = places(target, shape.layout);
+        for place in &places {
+            if unfinished(place).await?.is_some() {
                 return if anew { Ok(()) } else { Err(CopyError::Unfinished) };
             }
         }
-        super::create::plan(target, shape).await.map(|_| ()).map_err(CopyError::Target)
+        Survey::of(&places, shape).await?;
+        Ok(())
     }
 
     /// Writes pairs, and statements by their digests, to the partitions that they are in. A statement is written
@@ -111,27 +110,25 @@ impl NewRedis {
         secret: &StoredSecret,
     ) -> Result<Created, CopyError> {
         let mut ledger: Epoch = [0; 16];
-        getrandom::fill(&mut ledger).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
+        getrandom::fill(&mut ledger).map_err(CreateError::Random)?;
+        let (shape, secret) = (self.shape, secret.encode());
+        let new = NewIdentity { shape, ledger: &ledger, secret: &secret };
         for partition in &self.partitions {
-            partition.finish(end, self.shape, &ledger, &secret.encode()).await?;
+            partition.finish(end, &new).await?;
         }
-        let Shape { layout, buckets } = self.shape;
+        let Shape { layout, buckets } = shape;
         Ok(Created { epoch: ledger, layout, buckets })
     }
 }
 
 impl NewPartition {
     async fn begin(place: Place, buckets: u32) -> Result<Self, CopyError> {
-        let Place { connections, keyspace } = &place;
-        for some in hashes(keyspace, buckets).map_err(CopyError::Target)?.chunks(MAX_KEYS) {
-            let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
-            run(&scripts::CREATE_HASHES, connections, &keys, &[SENTINEL_FIELD]).await?;
-        }
+        place.create_hashes(buckets).await?;
         let mut token = [0; 16];
-        getrandom::fill(&mut token).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
+        getrandom::fill(&mut token).map_err(CreateError::Random)?;
         let number = buckets.to_string();
         let args = [&token[..], number.as_bytes()];
-        run(&scripts::COPY_BEGIN, connections, &[&keyspace.meta], &args).await?;
+        place.run(&scripts::COPY_BEGIN, &[&place.keyspace.meta], &args).await?;
         Ok(Self { place, token, buckets })
     }
 
@@ -193,28 +190,17 @@ impl NewPartition {
         for ((_, name, value), slot) in fields.iter().zip(&numbers) {
             args.extend([slot.as_bytes(), name.as_slice(), value.as_slice()]);
         }
-        run(&scripts::COPY_WRITE, &self.place.connections, &keys, &args).await
+        Ok(self.place.run(&scripts::COPY_WRITE, &keys, &args).await?)
     }
 
-    async fn finish(
-        &self,
-        end: &Position,
-        shape: Shape,
-        ledger: &[u8],
-        secret: &[u8],
-    ) -> Result<(), CopyError> {
+    async fn finish(&self, end: &Position, new: &NewIdentity<'_>) -> Result<(), CopyError> {
         let Place { connections, keyspace } = &self.place;
-        let mut epoch: Epoch = [0; 16];
-        getrandom::fill(&mut epoch).map_err(|e| CopyError::Target(CreateError::Random(e)))?;
-        // The first partition's epoch is the ledger's id.
-        let epoch = if keyspace.partition == 0 { ledger } else { &epoch[..] };
-        let meta = Meta { shape, partition: keyspace.partition, ledger, epoch, secret };
-        let meta = meta.fields(end.revision, &end.head);
+        let meta = new.meta(keyspace.partition, end.revision, &end.head)?;
         let publish = Keyspace::publish_command(connections.topology());
         let mut args = vec![&self.token[..], keyspace.channel.as_bytes(), publish.as_bytes()];
         args.extend(meta.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]));
         let keys = [&keyspace.meta, &keyspace.log, &keyspace.fence];
-        run(&scripts::COPY_FINISH, connections, &keys, &args).await
+        Ok(self.place.run(&scripts::COPY_FINISH, &keys, &args).await?)
     }
 }
 
@@ -246,29 +232,21 @@ async fn unfinished(
 }
 
 /// Deletes an unfinished copy; its meta key, which identifies it, last.
-async fn wipe(
-    Place { connections, keyspace }: &Place,
-    token: [u8; 16],
-    buckets: u32,
-) -> Result<(), CopyError> {
-    let mut rest = hashes(keyspace, buckets).map_err(CopyError::Target)?;
+async fn wipe(place: &Place, token: [u8; 16], buckets: u32) -> Result<(), CopyError> {
+    let keyspace = &place.keyspace;
+    let mut rest = hashes(keyspace, buckets)?;
     rest.extend([keyspace.log.clone(), keyspace.fence.clone()]);
     for some in rest.chunks(MAX_KEYS) {
         let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
-        run(&scripts::COPY_WIPE, connections, &keys, &[&token]).await?;
+        place.run(&scripts::COPY_WIPE, &keys, &[&token]).await?;
     }
-    run(&scripts::COPY_WIPE, connections, &[&keyspace.meta, &keyspace.meta], &[&token]).await
+    Ok(place.run(&scripts::COPY_WIPE, &[&keyspace.meta, &keyspace.meta], &[&token]).await?)
 }
 
-async fn run(
-    script: &Script,
-    connections: &ConnectionManager,
-    keys: &[&String],
-    args: &[&[u8]],
-) -> Result<(), CopyError> {
-    let answer = script.run(connections, keys, args).await?;
-    Answer::of(Value::Array(vec![answer]))?.number()?;
-    Ok(())
+impl From<CreateError> for CopyError {
+    fn from(error: CreateError) -> Self {
+        Self::Target(error)
+    }
 }
 
 impl From<RedisFailure> for CopyError {

@@ -135,9 +135,10 @@ impl From<RedisFailure> for CreateError {
 ///
 /// The [`CreateError`] that [`create`] would return.
 pub async fn plan(target: Target, shape: Shape) -> Result<Plan, CreateError> {
-    let (mut plan, mut ledger) = (Plan { keys: 0, present: 0 }, None);
-    for place in places(target, shape.layout) {
-        let found = place.look(shape, &mut ledger).await?;
+    let places = places(target, shape.layout);
+    let survey = Survey::of(&places, shape).await?;
+    let mut plan = Plan { keys: 0, present: 0 };
+    for (place, found) in places.iter().zip(survey.found) {
         let hashes = hashes(&place.keyspace, shape.buckets)?;
         let keys = u64::try_from(hashes.len()).unwrap_or(u64::MAX).saturating_add(3);
         plan.keys = plan.keys.saturating_add(keys);
@@ -158,11 +159,8 @@ pub async fn plan(target: Target, shape: Shape) -> Result<Plan, CreateError> {
 pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError> {
     // Checked before anything is created: if a ledger has lost its meta key and some hashes, creating those
     // hashes would make them look complete.
-    let (places, mut ledger) = (places(target, shape.layout), None);
-    let mut is_made = Vec::with_capacity(places.len());
-    for place in &places {
-        is_made.push(matches!(place.look(shape, &mut ledger).await?, Found::Partition(..)));
-    }
+    let places = places(target, shape.layout);
+    let Survey { found, ledger } = Survey::of(&places, shape).await?;
     let (ledger, secret) = if let Some(known) = ledger {
         known
     } else {
@@ -170,8 +168,10 @@ pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError
         getrandom::fill(&mut id).map_err(CreateError::Random)?;
         (id.to_vec(), StoredSecret::random().map_err(CreateError::Random)?.encode())
     };
-    for (place, _) in places.iter().zip(is_made).filter(|(_, is_made)| !is_made) {
-        place.create(shape, &ledger, &secret).await?;
+    let new = NewIdentity { shape, ledger: &ledger, secret: &secret };
+    let missing = places.iter().zip(found).filter(|(_, found)| matches!(found, Found::Keys(_)));
+    for (place, _) in missing {
+        place.create(&new).await?;
     }
     let epoch = ledger
         .try_into()
@@ -180,24 +180,38 @@ pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError
     Ok(Created { epoch, layout, buckets })
 }
 
-impl Place {
-    /// Looks at what is there. `ledger` has the id and the secret of the ledger that an interrupted run began, once
-    /// that is known.
-    async fn look(
-        &self,
-        shape: Shape,
-        ledger: &mut Option<(Vec<u8>, Vec<u8>)>,
-    ) -> Result<Found, CreateError> {
-        let found = self.find(shape).await?;
-        if let Found::Partition(id, secret) = &found {
-            let known = ledger.get_or_insert_with(|| (id.clone(), secret.clone()));
-            if (&known.0, &known.1) != (id, secret) {
-                return Err(CreateError::Exists);
-            }
-        }
-        Ok(found)
-    }
+/// What is in the places of a ledger that is to be made.
+pub(super) struct Survey {
+    /// What is in each place.
+    found: Vec<Found>,
+    /// The id and the secret of the ledger that an interrupted run began.
+    ledger: Option<(Vec<u8>, Vec<u8>)>,
+}
 
+impl Survey {
+    /// Looks at all places.
+    ///
+    /// # Errors
+    ///
+    /// [`CreateError::Exists`] if one of them has what an interrupted run does not leave.
+    pub(super) async fn of(places: &[Place], shape: Shape) -> Result<Self, CreateError> {
+        let mut survey = Self { found: Vec::with_capacity(places.len()), ledger: None };
+        for place in places {
+            let found = place.find(shape).await?;
+            if let Found::Partition(id, secret) = &found {
+                let (known, its_secret) =
+                    survey.ledger.get_or_insert_with(|| (id.clone(), secret.clone()));
+                if (&*known, &*its_secret) != (id, secret) {
+                    return Err(CreateError::Exists);
+                }
+            }
+            survey.found.push(found);
+        }
+        Ok(survey)
+    }
+}
+
+impl Place {
     async fn find(&self, shape: Shape) -> Result<Found, CreateError> {
         let Self { connections, keyspace } = self;
         if let Some(found) = self.find_partition(shape).await? {
@@ -240,7 +254,7 @@ impl Place {
         let mut command = redis::cmd("HMGET");
         command.arg(&self.keyspace.meta).arg("epoch").arg("ledger").arg("secret").arg("rev");
         command.arg("partitions").arg("spread").arg("partition").arg("buckets");
-        let meta = match ask(&self.connections, &command).await {
+        let mut meta = match ask(&self.connections, &command).await {
             Ok(meta) => Answer::of(meta)?,
             // A key of another type does not belong to a new ledger.
             Err(RedisFailure::Rejected(RedisRejection::Other { .. })) => {
@@ -253,7 +267,6 @@ impl Place {
             return Ok(None);
         }
         let mut fields = Vec::with_capacity(8);
-        let mut meta = meta;
         while !meta.is_over() {
             fields.push(meta.optional()?.unwrap_or_default());
         }
@@ -271,68 +284,80 @@ impl Place {
     }
 
     /// Makes the partition.
-    async fn create(&self, shape: Shape, ledger: &[u8], secret: &[u8]) -> Result<(), CreateError> {
-        let Self { connections, keyspace } = self;
-        for some in hashes(keyspace, shape.buckets)?.chunks(MAX_KEYS) {
-            let keys: Vec<_> = std::iter::once(&keyspace.meta).chain(some).collect();
-            run(&scripts::CREATE_HASHES, connections, &keys, &[SENTINEL_FIELD]).await?;
-        }
-        let mut epoch: Epoch = [0; 16];
-        getrandom::fill(&mut epoch).map_err(CreateError::Random)?;
-        // The first partition's epoch is the ledger's id.
-        let epoch = if keyspace.partition == 0 { ledger } else { &epoch[..] };
-        let meta = Meta { shape, partition: keyspace.partition, ledger, epoch, secret };
-        let meta = meta.fields(0, &LogHead::default());
+    async fn create(&self, new: &NewIdentity<'_>) -> Result<(), CreateError> {
+        let keyspace = &self.keyspace;
+        self.create_hashes(new.shape.buckets).await?;
+        let meta = new.meta(keyspace.partition, 0, &LogHead::default())?;
         let args: Vec<&[u8]> =
             meta.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]).collect();
         let keys = [&keyspace.meta, &keyspace.log, &keyspace.fence];
-        run(&scripts::CREATE_META, connections, &keys, &args).await
+        self.run(&scripts::CREATE_META, &keys, &args).await
+    }
+
+    /// Makes the hashes, each with the sentinel field: Redis keeps no empty hash.
+    pub(super) async fn create_hashes(&self, buckets: u32) -> Result<(), CreateError> {
+        for some in hashes(&self.keyspace, buckets)?.chunks(MAX_KEYS) {
+            let keys: Vec<_> = std::iter::once(&self.keyspace.meta).chain(some).collect();
+            self.run(&scripts::CREATE_HASHES, &keys, &[SENTINEL_FIELD]).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a step. Steps are idempotent, so that a run whose reply was lost can be repeated.
+    pub(super) async fn run(
+        &self,
+        script: &Script,
+        keys: &[&String],
+        args: &[&[u8]],
+    ) -> Result<(), CreateError> {
+        let answer = script.run(&self.connections, keys, args).await?;
+        Answer::of(Value::Array(vec![answer]))?.number()?;
+        Ok(())
     }
 }
 
-/// What the meta key of a partition says.
-pub(super) struct Meta<'a> {
+/// What the meta keys of all partitions of a new ledger say.
+pub(super) struct NewIdentity<'a> {
     pub(super) shape: Shape,
-    pub(super) partition: u32,
     /// The ledger's id.
     pub(super) ledger: &'a [u8],
-    pub(super) epoch: &'a [u8],
+    /// The encoded secret of the pairs' keys.
     pub(super) secret: &'a [u8],
 }
 
-impl Meta<'_> {
-    /// The fields of the meta key, with the partition's position.
-    pub(super) fn fields(&self, revision: u64, head: &LogHead) -> Vec<(&'static str, Vec<u8>)> {
+impl NewIdentity<'_> {
+    /// The fields of a partition's meta key, with the partition's position.
+    ///
+    /// # Errors
+    ///
+    /// [`CreateError::Random`].
+    pub(super) fn meta(
+        &self,
+        partition: u32,
+        revision: u64,
+        head: &LogHead,
+    ) -> Result<Vec<(&'static str, Vec<u8>)>, CreateError> {
+        let mut epoch: Epoch = [0; 16];
+        getrandom::fill(&mut epoch).map_err(CreateError::Random)?;
+        // The first partition's epoch is the ledger's id.
+        let epoch = if partition == 0 { self.ledger } else { &epoch[..] };
         let Shape { layout, buckets } = self.shape;
         let number = |number: u64| number.to_string().into_bytes();
-        vec![
+        Ok(vec![
             ("format", number(LAYOUT_FORMAT.into())),
             ("ledger", self.ledger.to_vec()),
-            ("epoch", self.epoch.to_vec()),
+            ("epoch", epoch.to_vec()),
             ("secret", self.secret.to_vec()),
             ("partitions", number(layout.partitions().into())),
             ("spread", number(layout.spread().into())),
-            ("partition", number(self.partition.into())),
+            ("partition", number(partition.into())),
             ("buckets", number(buckets.into())),
             ("rev", number(revision)),
             ("head", head.to_vec()),
             ("accepted", number(0)),
             ("noop", number(0)),
-        ]
+        ])
     }
-}
-
-/// Runs a step. Steps are idempotent, so that a run whose reply was lost can be repeated.
-async fn run(
-    script: &Script,
-    connections: &ConnectionManager,
-    keys: &[&String],
-    args: &[&[u8]],
-) -> Result<(), CreateError> {
-    let answer = script.run(connections, keys, args).await?;
-    let mut answer = Answer::of(Value::Array(vec![answer]))?;
-    answer.number()?;
-    Ok(())
 }
 
 /// The hashes of a partition with this number of buckets, except the meta hash.
