@@ -88,7 +88,7 @@ pub(super) async fn send_batch(
             }
         }
         let budget =
-            if shared.closing.is_cancelled() { RETRY_BUDGET_CLOSING } else { RETRY_BUDGET };
+            if shared.common.closing.is_cancelled() { RETRY_BUDGET_CLOSING } else { RETRY_BUDGET };
         let remaining = budget.saturating_sub(clock::boot().saturating_sub(started));
         match next_step(&failure, mode, &shared.keyspace.text, remaining) {
             NextStep::SendSource => {
@@ -237,21 +237,19 @@ impl Shared {
     ) -> Result<BatchReply, RedisFailure> {
         self.ensure_no_eviction()?;
         // The log's length is the ledger's: each partition has its part of it.
-        let partitions = self.common.layout.get().map_or(1, |layout| layout.partitions());
-        let log_entries = self
-            .options
-            .retention
+        let (retention, partitions) = (self.common.options.retention, self.common.partitions());
+        let log_entries = retention
             .map_or(u64::MAX, |retention| retention.log_entries.div_ceil(u64::from(partitions)));
         let mut pipeline = redis::pipe();
         pipeline.add_command(append_command(&self.keyspace, pending, mode, log_entries));
         let mut commands = 1;
-        if let Some(confirmation) = confirmation_command(&self.options) {
+        if let Some(confirmation) = confirmation_command(&self.common.options) {
             pipeline.add_command(confirmation);
             commands = 2;
         }
         let connection = self.writes.connection().await.map_err(RedisFailure::NotSent)?;
         self.ensure_fsync(&connection).await?;
-        let timeout = response_timeout(&self.options);
+        let timeout = response_timeout(&self.common.options);
         let permit = match permit {
             Some(permit) => Some(permit),
             None => connection.write_permit().await,
@@ -270,7 +268,10 @@ impl Shared {
         if !is_announced {
             self.unannounced.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(BatchReply { outcomes, confirmed: check_confirmation(&self.options, replies.next()) })
+        Ok(BatchReply {
+            outcomes,
+            confirmed: check_confirmation(&self.common.options, replies.next()),
+        })
     }
 }
 

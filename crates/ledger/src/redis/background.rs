@@ -33,7 +33,7 @@ impl PartitionTask {
     /// Runs until the ledger is closed. Changes that are queued by then are still appended.
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let sweeps = shared.closing.run_until_cancelled(retention::run(&shared));
+        let sweeps = shared.common.closing.run_until_cancelled(retention::run(&shared));
         tokio::join!(self.send_appends(), sweeps);
     }
 
@@ -45,7 +45,7 @@ impl PartitionTask {
             tokio::select! {
                 biased;
                 Some(()) = in_flight.next() => {}
-                () = self.shared.closing.cancelled(), if open => {
+                () = self.shared.common.closing.cancelled(), if open => {
                     self.waiting.close();
                     open = false;
                 }

@@ -52,7 +52,7 @@ impl Shared {
     /// [`Durability::Aof`]. A measurement is valid as long as the server is the same process (its run id)
     /// with the same `appendfsync`.
     pub(super) async fn ensure_fsync(&self, connection: &Connection) -> Result<(), RedisFailure> {
-        if self.options.durability != Durability::Aof {
+        if self.common.options.durability != Durability::Aof {
             return Ok(());
         }
         // One caller measures; concurrent appends wait for its result.
@@ -88,7 +88,7 @@ impl Shared {
         connection: &Connection,
         pipeline: &redis::Pipeline,
     ) -> Result<Vec<Value>, RedisFailure> {
-        let timeout = response_timeout(&self.options);
+        let timeout = response_timeout(&self.common.options);
         send_pipeline(&self.writes, connection, (pipeline, 2), timeout, None).await
     }
 
@@ -114,7 +114,7 @@ impl Shared {
 
     /// Confirms writes one after the other, and checks by their times whether a sync came in between.
     async fn measure_fsync(&self, connection: &Connection) -> Result<(), RedisFailure> {
-        let millis = self.options.confirm_within.as_millis().to_string();
+        let millis = self.common.options.confirm_within.as_millis().to_string();
         let mut first = None;
         for _ in 0..CONFIRMATIONS {
             let mut pipeline = redis::pipe();
@@ -131,7 +131,7 @@ impl Shared {
             }
             // A confirmation that timed out shows nothing about the others.
             if answers.get(1).is_none_or(|answer| synced_count(answer) == 0) {
-                let not_synced = Arc::new(NotSynced(self.options.confirm_within));
+                let not_synced = Arc::new(NotSynced(self.common.options.confirm_within));
                 return Err(RedisFailure::NotSent(LedgerError::Refused(not_synced)));
             }
             first.get_or_insert_with(clock::boot);

@@ -164,15 +164,13 @@ pub(crate) struct RedisPartition {
 
 impl std::fmt::Debug for RedisPartition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RedisPartition").field(&self.shared.describe).finish()
+        f.debug_tuple("RedisPartition").field(&self.shared.common.describe).finish()
     }
 }
 
 /// What the handles and the background task share.
 struct Shared {
     keyspace: Keyspace,
-    options: Options,
-    describe: String,
     /// The connection for reading, and for the follower's polls.
     reads: ConnectionManager,
     /// The connection for appends.
@@ -199,8 +197,6 @@ struct Shared {
     held: RwLock<Businesses>,
     /// The number of appends that the ACL does not permit to announce.
     unannounced: AtomicU64,
-    /// Cancelled when the ledger is to be closed.
-    closing: CancellationToken,
 }
 
 /// What all partitions of a ledger share.
@@ -213,7 +209,15 @@ struct Common {
     subscriptions: Arc<Subscriptions>,
     /// Bounds the partitions that are loaded at once.
     loads: Arc<tokio::sync::Semaphore>,
+    /// Cancelled when the ledger is to be closed.
     closing: CancellationToken,
+}
+
+impl Common {
+    /// The number of partitions; 1 while it is not known.
+    fn partitions(&self) -> u32 {
+        self.layout.get().map_or(1, |layout| layout.partitions())
+    }
 }
 
 impl RedisPartition {
@@ -222,19 +226,16 @@ impl RedisPartition {
     fn new(common: Arc<Common>, number: u32, layout: Layout) -> (Self, PartitionTask) {
         let keyspace = Keyspace::of(number, layout);
         let primary = PrimaryLocator::new(Arc::clone(&common.servers), keyspace.slot());
-        let (options, timeouts) = (common.options, Timeouts::default());
+        let timeouts = Timeouts::default();
         // A reply that waits for replicas comes later; `send_pipeline` has a timeout of its own.
         let write_timeouts =
-            Timeouts { response: pipeline::response_timeout(&options), ..timeouts };
+            Timeouts { response: pipeline::response_timeout(&common.options), ..timeouts };
         let (appends, waiting) = mpsc::channel(MAX_WAITING);
         let shared = Arc::new(Shared {
             keyspace,
-            options,
-            describe: common.describe.clone(),
             reads: ConnectionManager::to(primary.clone(), Purpose::Reading, timeouts),
             writes: ConnectionManager::to(primary.clone(), Purpose::Writing, write_timeouts),
             primary,
-            closing: common.closing.clone(),
             common,
             identity: RwLock::new(None),
             durability_status: RwLock::default(),
@@ -272,8 +273,8 @@ impl RedisPartition {
 
     pub(super) fn listen(&self) -> broadcast::Receiver<Notification> {
         let shared = &self.shared;
-        let partitions = shared.common.layout.get().map_or(1, |layout| layout.partitions());
-        let capacity = usize::try_from(partitions).map_or(1, |count| MAX_ANNOUNCEMENTS / count);
+        let partitions = usize::try_from(shared.common.partitions());
+        let capacity = partitions.map_or(1, |count| MAX_ANNOUNCEMENTS / count);
         let capacity = capacity.max(MIN_ANNOUNCEMENTS);
         let announcements = shared.announcements.get_or_init(|| broadcast::Sender::new(capacity));
         let receiver = announcements.subscribe();
@@ -286,7 +287,7 @@ impl RedisPartition {
 
 impl Shared {
     fn check_open(&self) -> Result<(), LedgerError> {
-        if self.closing.is_cancelled() { Err(LedgerError::Closed) } else { Ok(()) }
+        if self.common.closing.is_cancelled() { Err(LedgerError::Closed) } else { Ok(()) }
     }
 
     /// The businesses of which buckets and log entries are decoded.
@@ -302,13 +303,13 @@ impl Shared {
     fn check_keys(&self, secret: &StoredSecret) -> Result<(), RedisFailure> {
         let version = secret.key_version;
         let refusal = match version {
-            _ if self.options.any_keys => return Ok(()),
-            OLDEST_KEY_VERSION..TAGGED_KEY_VERSION if self.options.tagged_keys => {
-                RedisRejection::UntaggedKeys { version, from: self.describe.as_str().into() }
+            _ if self.common.options.any_keys => return Ok(()),
+            OLDEST_KEY_VERSION..TAGGED_KEY_VERSION if self.common.options.tagged_keys => {
+                RedisRejection::UntaggedKeys { version, from: self.common.describe.as_str().into() }
             }
             OLDEST_KEY_VERSION..=KEY_VERSION => return Ok(()),
             ..OLDEST_KEY_VERSION => {
-                RedisRejection::OlderKeys { version, from: self.describe.as_str().into() }
+                RedisRejection::OlderKeys { version, from: self.common.describe.as_str().into() }
             }
             _ => RedisRejection::NewerKeys { version },
         };

@@ -255,23 +255,14 @@ impl Redis {
         if layout.partitions() == 1 {
             return self.0.first.read(keys).await;
         }
-        let places = keys.into_iter().map(|key| (layout.partition_of(key), key)).collect();
-        self.read_at(places).await
-    }
-
-    /// Like [`read`](Self::read), with the partition of each key.
-    pub(crate) async fn read_at(&self, keys: Vec<(u32, Key)>) -> Result<Read, LedgerError> {
-        let layout = self.layout().await?;
-        let parts = Parts::of(keys.iter().map(|(partition, _)| *partition));
-        let parts = if parts.0.is_empty() {
+        let mut parts = Parts::of(keys.iter().map(|key| layout.partition_of(*key)));
+        if parts.0.is_empty() {
             // Without pairs, the clocks alone are read: all of them, since the caller may write to any.
-            Parts(layout.all().map(|number| (number, Vec::new())).collect())
-        } else {
-            parts
-        };
+            parts.0.extend(layout.all().map(|number| (number, Vec::new())));
+        }
         let reads = parts.0.iter().map(|(number, places)| {
-            let keys = places.iter().filter_map(|place| keys.get(*place)).map(|(_, key)| *key);
-            let keys: Vec<_> = keys.collect();
+            let keys: Vec<_> =
+                places.iter().filter_map(|place| keys.get(*place)).copied().collect();
             async move { self.get(*number).ok_or(LedgerError::Closed)?.read(keys).await }
         });
         let reads = futures_util::future::try_join_all(reads).await?;

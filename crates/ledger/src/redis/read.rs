@@ -270,7 +270,7 @@ impl Shared {
         let args: Vec<&[u8]> = names.into_iter().chain(&numbers).map(String::as_bytes).collect();
         let (connections, fence) = (&self.reads, [&self.keyspace.fence]);
         let connection = connections.connection().await.map_err(RedisFailure::NotSent)?;
-        let within = self.options.poll_within;
+        let within = self.common.options.poll_within;
         let proof = async {
             self.ensure_supported(&connection).await?;
             self.check_for_missing_keys(&connection).await?;

@@ -24,13 +24,15 @@ const TRIMS_PER_SWEEP: usize = 64;
 
 /// Sweeps for ever at the configured interval; does nothing without a retention.
 pub(super) async fn run(shared: &Shared) {
-    let Some(retention) = shared.options.retention else { return std::future::pending().await };
+    let Some(retention) = shared.common.options.retention else {
+        return std::future::pending().await;
+    };
     // Each recorder begins at a random bucket, so that they share the work.
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
     let mut bucket = u32::from_ne_bytes(random);
     loop {
-        tokio::time::sleep(shared.options.sweep_interval).await;
+        tokio::time::sleep(shared.common.options.sweep_interval).await;
         // A failed sweep is repeated later. Polls report why the ledger cannot be reached.
         if let Err(error) = shared.sweep(retention, &mut bucket).await
             && let Some(RedisRejection::LostKey { key }) = RedisRejection::of(&error)

@@ -36,7 +36,7 @@ impl RedisPartition {
         let connection = self.shared.reads.connection().await?;
         self.shared.ensure_supported(&connection).await?;
         self.shared.poll(&Businesses::All, u64::MAX, None).await?;
-        if self.shared.options.retention.is_some() {
+        if self.shared.common.options.retention.is_some() {
             // Recorders depend on the sync, so its check fails now rather than with the first append.
             let connection = self.shared.writes.connection().await?;
             self.shared.ensure_fsync(&connection).await?;
@@ -108,7 +108,7 @@ impl Shared {
     /// Checks that the server can confirm the configured durability.
     fn check_durability(&self, fitness: &ServerInfo) -> Result<(), UnsupportedServer> {
         let (major, minor, _) = fitness.version;
-        match self.options.durability {
+        match self.common.options.durability {
             Durability::Aof if (major, minor) < WAITAOF_SINCE => {
                 Err(UnsupportedServer::NoWaitAof(fitness.called.clone()))
             }
@@ -121,13 +121,13 @@ impl Shared {
 
     /// Updates the durability status by the result of a check.
     fn update_status(&self, fitness: &ServerInfo, mut warnings: Vec<Warning>) {
-        if matches!(self.options.durability, Durability::Replicas(_)) {
+        if matches!(self.common.options.durability, Durability::Replicas(_)) {
             // Acknowledged changes are on replicas, too.
             warnings.retain(|warning| *warning != Warning::MemoryAlone);
         }
         let standing = DurabilityStatus {
             durable: fitness.durability != Persistence::Memory
-                || matches!(self.options.durability, Durability::Replicas(_)),
+                || matches!(self.common.options.durability, Durability::Replicas(_)),
             unfenced: warnings.contains(&Warning::Unfenced),
             lost_keys: 0,
             warnings: warnings.iter().map(ToString::to_string).collect(),
