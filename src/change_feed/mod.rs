@@ -238,6 +238,12 @@ impl ChangeFeed {
     }
 }
 
+/// The revision that a subscription which missed changes is told: none where the ledger has several partitions, each
+/// with revisions of its own.
+fn told(partition: Option<u32>, revision: Revision) -> Revision {
+    partition.map_or(revision, |_| 0)
+}
+
 impl Publisher {
     /// Another publisher into the same feed, of a ledger that is not divided.
     pub(crate) fn of_whole(&self) -> Self {
@@ -280,7 +286,7 @@ impl Publisher {
         if self.is_watched() {
             let mut backlog = self.shared.lock();
             backlog.skip(cause);
-            backlog.revision = self.told(self.revision);
+            backlog.revision = told(self.partition, self.revision);
             drop(backlog);
             self.news.send_replace(());
         }
@@ -297,7 +303,7 @@ impl Publisher {
         }
         for change in self.staged.drain(..) {
             backlog.bytes += change.bytes();
-            backlog.revision = self.partition.map_or(change.revision, |_| 0);
+            backlog.revision = told(self.partition, change.revision);
             // Subscriptions that have read everything read this entry next.
             let readers = std::mem::take(&mut backlog.at_end);
             backlog.entries.push_back(Entry { change: Arc::new(change), readers });
@@ -308,11 +314,6 @@ impl Publisher {
         }
         drop(backlog);
         self.news.send_replace(());
-    }
-
-    /// The revision that a subscription which missed changes is told.
-    fn told(&self, revision: Revision) -> Revision {
-        self.partition.map_or(revision, |_| 0)
     }
 
     fn is_watched(&self) -> bool {

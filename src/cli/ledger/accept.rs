@@ -5,7 +5,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::{TargetArgs, only_redis, with_ledger};
+use super::{TargetArgs, last_pages, only_redis, with_ledger};
 use crate::cli::{Verdict, output, prompt};
 use consentd_ledger::Ledger;
 
@@ -40,10 +40,7 @@ pub(super) async fn accept(args: AcceptArgs) -> anyhow::Result<Verdict> {
         let instead = "its one follower reads what it holds, and remembers nothing else: there is \
                        nothing to accept";
         let redis = only_redis(ledger, instead)?;
-        let mut pages = Vec::new();
-        for partition in ledger.partitions().await? {
-            pages.push(partition.read_after(u64::MAX).await?);
-        }
+        let pages = last_pages(ledger).await?;
         let name = hex::encode(ledger.identity().await?.epoch);
         if dry_run {
             let changes: u64 = pages.iter().map(|page| page.end.revision).sum();

@@ -1,5 +1,6 @@
 //! `ledger copy`: copies a ledger into a new one.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
@@ -7,26 +8,28 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{bucket_progress, show_progress, verify, with_ledger};
+use super::{bucket_progress, last_pages, show_progress, verify, with_ledger};
 use crate::cli::ledger_target::{
     DEFAULT_BUCKETS, LayoutArgs, check_servers, name_variable, print_warnings,
 };
 use crate::cli::{Verdict, output};
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_core::id::KEY_VERSION;
+use consentd_core::partition::Layout;
 use consentd_ledger::{
     CopyError, CopyReport, Depth, Ledger, MAX_BUCKETS, NewFile, NewLedger, NewRedis, RekeyReport,
-    Report, Shape, copy as copy_ledger,
+    Report, Shape, Target, copy as copy_ledger,
 };
 use consentd_os::clock;
 
 /// The end of the command's help.
 pub(super) const HOW_TO_MOVE: &str = "\
 Copied are all pairs, their histories, the statements, and the secret of the pairs' keys; revisions
-continue from those of FROM. The copy may be divided into other partitions than FROM. The copy is a ledger of its own with another id: its followers read it
-completely, and retain their denials. It becomes a ledger at the very end; until then it cannot be
-followed. A ledger in Redis may be written to meanwhile, but not at the end: stop the recorders, or
-wait for a quiet second. A file must not be open in a sidecar.
+continue from those of FROM. The copy may be divided into other partitions than FROM. It is a ledger
+of its own with another id: its followers read it completely, and retain their denials. It becomes a
+ledger at the very end; until then it cannot be followed. A ledger in Redis may be written to
+meanwhile, but not at the end: stop the recorders, or wait for a quiet second. A file must not be
+open in a sidecar.
 
 The keys of a ledger of an earlier consentd are derived again, because user ids are read otherwise today:
 notations that are one person become one pair, which denies what any of them denied.
@@ -74,12 +77,12 @@ pub(super) async fn copy(args: CopyArgs) -> anyhow::Result<Verdict> {
     let began = clock::boot();
     let mut bar = bucket_progress();
     let copied = with_ledger(&from, async |ledger: &Ledger| {
-        let shape = args.shape_for(ledger, &to).await?;
+        let destination = args.destination(ledger, &to).await?;
         if args.dry_run {
-            Box::pin(plan(&args, ledger, &to, shape)).await?;
+            Box::pin(plan(&args, ledger, &to, &destination)).await?;
             return Ok(None);
         }
-        let place = Box::pin(place(&args, &to, shape)).await?;
+        let place = Box::pin(begin(&args, &to, destination)).await?;
         let tell = &mut |progress| show_progress(&mut bar, progress);
         Ok(Some(Box::pin(copy_ledger(ledger, place, args.still, tell)).await?))
     })
@@ -107,19 +110,32 @@ fn named(
     address.map_err(name_variable).map_err(|error| anyhow!("{argument}: {error}"))
 }
 
+/// Where the copy is made.
+enum Destination<'a> {
+    File(&'a Path),
+    Redis(&'a Target, Shape),
+}
+
 impl CopyArgs {
-    /// The shape of the copy; none for a file.
-    async fn shape_for(&self, from: &Ledger, to: &LedgerAddress) -> anyhow::Result<Option<Shape>> {
-        let LedgerAddress::Redis(target) = to else {
-            self.layout.refuse_for_file()?;
-            return Ok(None);
+    async fn destination<'a>(
+        &self,
+        from: &Ledger,
+        to: &'a LedgerAddress,
+    ) -> anyhow::Result<Destination<'a>> {
+        let target = match to {
+            LedgerAddress::Redis(target) => target,
+            LedgerAddress::File(path) => {
+                self.layout.refuse_for_file()?;
+                return Ok(Destination::File(path));
+            }
         };
         let own = from.identity().await?;
         let buckets = match from {
             Ledger::Redis(_) => own.buckets.saturating_mul(own.layout.partitions()),
             Ledger::Embedded(_) => DEFAULT_BUCKETS,
         };
-        self.layout.shape(target, buckets.min(MAX_BUCKETS)).map(Some)
+        let shape = self.layout.shape(target, buckets.min(MAX_BUCKETS))?;
+        Ok(Destination::Redis(target, shape))
     }
 }
 
@@ -127,54 +143,50 @@ async fn plan(
     args: &CopyArgs,
     from: &Ledger,
     to: &LedgerAddress,
-    shape: Option<Shape>,
+    destination: &Destination<'_>,
 ) -> anyhow::Result<()> {
     let identity = from.identity().await?;
-    let mut buckets = identity.buckets;
-    match (to, shape) {
-        (LedgerAddress::Redis(target), Some(shape)) => {
+    let (layout, buckets) = match *destination {
+        Destination::Redis(target, shape) => {
             let (_, warnings) = check_servers(target, shape.layout, to).await?;
-            NewRedis::plan((**target).clone(), shape, args.anew).await?;
+            NewRedis::plan(target.clone(), shape, args.anew).await?;
             print_warnings(&warnings);
-            buckets = shape.total_buckets();
+            (shape.layout, shape.total_buckets())
         }
-        (LedgerAddress::File(path), _) => NewFile::check(path)?,
-        (LedgerAddress::Redis(_), None) => {}
-    }
-    let mut changes = 0;
-    for partition in from.partitions().await? {
-        changes += partition.read_after(u64::MAX).await?.end.revision;
-    }
+        Destination::File(path) => {
+            NewFile::check(path)?;
+            (Layout::SINGLE, identity.buckets)
+        }
+    };
+    let changes: u64 = last_pages(from).await?.iter().map(|page| page.end.revision).sum();
     output::line(&format!(
         "would copy ledger {} at {}, revision {changes}, to {to}, into {}{} buckets{}",
         hex::encode(identity.epoch),
         from.describe(),
-        match shape.map(|shape| shape.layout.partitions()) {
-            None | Some(1) => String::new(),
-            Some(partitions) => format!("{partitions} partitions and "),
+        match layout.partitions() {
+            1 => String::new(),
+            partitions => format!("{partitions} partitions and "),
         },
         HumanCount(buckets.into()),
         if identity.key_version < KEY_VERSION { ", with the keys of today" } else { "" },
     ))
 }
 
-async fn place(
+async fn begin(
     args: &CopyArgs,
     to: &LedgerAddress,
-    shape: Option<Shape>,
+    destination: Destination<'_>,
 ) -> anyhow::Result<NewLedger> {
-    Ok(match (to, shape) {
-        (LedgerAddress::Redis(target), Some(shape)) => {
+    Ok(match destination {
+        Destination::Redis(target, shape) => {
             let (_, warnings) = check_servers(target, shape.layout, to).await?;
             if !args.json {
                 print_warnings(&warnings);
             }
-            let begun = NewRedis::begin((**target).clone(), shape, args.anew).await;
+            let begun = NewRedis::begin(target.clone(), shape, args.anew).await;
             NewLedger::Redis(Box::new(begun.map_err(|error: CopyError| anyhow!("{to}: {error}"))?))
         }
-        (LedgerAddress::File(path), _) => NewLedger::File(Box::new(NewFile::begin(path)?)),
-        // Every copy in Redis has a shape.
-        (LedgerAddress::Redis(_), None) => bail!("{to} has no shape"),
+        Destination::File(path) => NewLedger::File(Box::new(NewFile::begin(path)?)),
     })
 }
 

@@ -20,7 +20,7 @@ use super::ledger_target::{check_servers, name_variable};
 use super::progress_bar::ProgressBar;
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_core::partition::Layout;
-use consentd_ledger::{Embedded, Ledger, Options, Progress, Redis, Retention};
+use consentd_ledger::{Embedded, Ledger, Options, Page, Progress, Redis, Retention};
 use indicatif::HumanCount;
 
 /// The cache of a ledger's file, in bytes.
@@ -116,6 +116,15 @@ pub(super) async fn with_ledger<T>(
             done
         }
     }
+}
+
+/// The last page of each partition, which has its position.
+async fn last_pages(ledger: &Ledger) -> anyhow::Result<Vec<Page>> {
+    let mut pages = Vec::new();
+    for partition in ledger.partitions().await? {
+        pages.push(partition.read_after(u64::MAX).await?);
+    }
+    Ok(pages)
 }
 
 /// The ledger in Redis, or an error that says what to do instead with a file.
