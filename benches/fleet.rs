@@ -5,8 +5,8 @@
 //! - full sidecars of a ledger with 64 partitions,
 //! - sidecars for one of its 100 equal businesses.
 //!
-//! `cargo bench --bench fleet` begins 20 full sidecars of each kind, and ten times as many partial ones, whose share of the
-//! server's CPU would else be less than its noise; `-- 50` so many.
+//! `cargo bench --bench fleet` starts 20 full sidecars of each kind, and ten times as many partial ones, whose share
+//! of the server's CPU would else be less than its noise; `-- 50` starts 50 and 500.
 
 #![allow(
     clippy::cast_precision_loss,

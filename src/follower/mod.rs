@@ -2,7 +2,8 @@
 //!
 //! [`state_machine`] decides what to do, [`applier`] performs it on the table, [`scheduler`] decides
 //! when to read the ledger, `change_publisher` publishes changes to watchers, and `report` writes the
-//! log and the metrics. A [`Follower`] follows one partition; [`Followers`] follow those of a ledger. The task in this module does the I/O: it reads, waits, and hands on what came.
+//! log and the metrics. A [`Follower`] follows one partition; [`Followers`] follow those of a ledger. The
+//! task in this module does the I/O: it reads, waits, and hands on what came.
 
 #![cfg_attr(
     not(test),

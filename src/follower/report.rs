@@ -85,8 +85,8 @@ impl Report {
         self.partition
     }
 
-    /// Whether a message is to be logged: not if another partition has just logged the same. It is on the status page and
-    /// in the metrics of each partition all the same.
+    /// Whether a message is to be logged: not if another partition has just logged the same. It is on the
+    /// status page and in the metrics of each partition in any case.
     fn is_first(&self, message: &str) -> bool {
         self.partition.is_none() || self.recent.is_first(message)
     }

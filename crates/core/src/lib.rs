@@ -2,10 +2,10 @@
 //! Pure: no clock, no I/O, no async.
 //!
 //! In reading order: [`time`], [`hidden_chars`] (hidden characters in ids), [`user_id`] (the notations
-//! of user ids), [`id`] (users, businesses, keys), [`businesses`] (which of them a table holds),
-//! [`scope`] (classes, categories), [`template`] (templates in the place of users), [`event`] (events and their validation), [`submission`] (an event
-//! to be recorded, with what is known of its source), [`state`] (how events change a state),
-//! [`platform_stops`] (stops inside WhatsApp, by number), [`claims`] (the claimed times of clamped
+//! of user ids), [`id`] (users, businesses, keys), [`partition`] (which part of a divided ledger a key is
+//! in), [`businesses`] (which of them a table holds), [`scope`] (classes, categories), [`template`]
+//! (templates in the place of users), [`event`] (events and their validation), [`submission`] (an event to
+//! be recorded, with what is known of its source), [`state`] (how events change a state), [`platform_stops`] (stops inside WhatsApp, by number), [`claims`] (the claimed times of clamped
 //! events), [`record`] (a state with the head of its history), [`standing`] (the facts that a decision
 //! needs), [`decision`] (whether a message may be sent), [`retained_denials`] (denials that survive a
 //! loss of the ledger), [`unified`] (pairs that turn out to be one person), [`expiring_opt_ins`],

@@ -4,8 +4,8 @@ use crate::partition::PartitionOf;
 use crate::redis::BucketStream;
 use crate::{Bucket, Embedded, LedgerError};
 
-/// Reads many buckets of one partition, faster than [`Partition::bucket`](crate::Partition::bucket) does one. In Redis it has a connection
-/// of its own, which is closed when the reader is dropped.
+/// Reads many buckets of one partition, faster than [`Partition::bucket`](crate::Partition::bucket) reads
+/// each. In Redis it has a connection of its own, which is closed when the reader is dropped.
 pub struct BucketReader(Kind);
 
 enum Kind {
@@ -30,8 +30,8 @@ impl BucketReader {
         }
     }
 
-    /// Reads the pairs of one bucket, as [`Partition::bucket`](crate::Partition::bucket) does, but the records may lack their requests: they
-    /// are for a table, and not to be written back.
+    /// Reads the pairs of one bucket, as [`Partition::bucket`](crate::Partition::bucket) does, but the records
+    /// may lack their requests: they are for a table, and not to be written back.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Appends over several partitions: each part reaches its own partition's owner, or a former one, at a moment of its own,
-//! and is known to be durable only by the word of most nodes.
+//! Appends over several partitions: each part reaches its own partition's owner, or a former owner, at a moment of its
+//! own, and counts as durable only once a majority of the nodes has named that owner.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;

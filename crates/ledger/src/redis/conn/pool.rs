@@ -73,8 +73,8 @@ pub(super) struct PooledConnection {
     pub(super) seen: Arc<ServerSeen>,
 }
 
-/// What a server was last seen to be like, over one connection: the partitions there need not each look. Locked while one
-/// of them does.
+/// What a server was last seen to be like, over one connection: the partitions there need not each look. It is
+/// locked while one of them looks.
 #[derive(Default)]
 pub(crate) struct ServerSeen {
     /// Its version, role and configuration, and when they were read.

@@ -25,9 +25,9 @@ use super::resp::{Reply, RespConnection};
 use super::url::{Address, Endpoint, Target};
 use crate::redis::server_info::Topology;
 
-/// The interval between the beginnings of two rounds in a Cluster of up to [`NODES_PER_INTERVAL`] nodes. Each asks every
-/// node, so that a node answers so many questions of each recorder at most, however many appends it takes.
-/// Appends that wait meanwhile share the next round.
+/// The interval between the beginnings of two rounds in a Cluster of up to [`NODES_PER_INTERVAL`] nodes. A round
+/// asks every node, so that a node answers at most one question of each recorder in an interval, however many
+/// appends there are. Appends that wait meanwhile share the next round.
 const ROUND_INTERVAL: Duration = Duration::from_millis(2);
 
 /// In a larger Cluster the interval is longer in proportion, because an answer is: it has a line for each node.
