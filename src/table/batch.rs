@@ -72,7 +72,7 @@ impl BusinessKeys<'_> {
     }
 
     /// The pair under whose key versions before recorded the user, if they read the id otherwise. What
-    /// they recorded counts, too: see [`Table::facts_joined`].
+    /// they recorded counts, too: see [`Tables::facts_joined`](super::Tables::facts_joined).
     #[inline]
     #[must_use]
     pub fn former_pair(&self, user: &UserId<'_>) -> Option<Pair> {
