@@ -197,7 +197,7 @@ impl ConnectionError {
 }
 
 fn first_failure(failure: Option<&Arc<ConnectionError>>) -> String {
-    failure.map(|failure| format!("; of another: {failure}")).unwrap_or_default()
+    failure.map(|failure| format!("; the first failure: {failure}")).unwrap_or_default()
 }
 
 fn moved_text(address: &Address, voters: &str, now: &Address) -> String {
