@@ -13,9 +13,9 @@
 pub mod applier;
 mod change_publisher;
 mod partitions;
-mod recent_messages;
 mod report;
 pub mod scheduler;
+mod shared_log;
 mod snapshot_file;
 mod snapshot_task;
 pub mod state_machine;
@@ -37,12 +37,12 @@ use tokio_util::sync::CancellationToken;
 use self::applier::{Applier, MAX_RETAINED_PAIRS};
 use self::change_publisher::ChangePublisher;
 pub use self::partitions::Followers;
-use self::recent_messages::RecentMessages;
 use self::report::Report;
 use self::scheduler::{
     BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, Scheduler, Task,
     period,
 };
+use self::shared_log::SharedLog;
 use self::snapshot_file::WrittenPairs;
 use self::snapshot_task::{SnapshotError, SnapshotJob};
 pub use self::snapshot_task::{SnapshotTarget, SnapshotTargetError, snapshot_files_in};
@@ -100,7 +100,7 @@ struct Outlets {
     progress: Arc<Notify>,
     /// The moment that their polls' periods are counted from.
     began: Instant,
-    recent: RecentMessages,
+    shared_log: SharedLog,
 }
 
 /// A read of the ledger, or of files, that is going on.
@@ -132,8 +132,8 @@ impl Follower {
     ) -> Self {
         let (_, publisher) = change_feed::new();
         let (losses, progress) = (watch::Sender::new(0), Arc::default());
-        let (began, recent) = (Instant::now(), RecentMessages::default());
-        let outlets = Outlets { publisher, losses, progress, began, recent };
+        let (began, shared_log) = (Instant::now(), SharedLog::default());
+        let outlets = Outlets { publisher, losses, progress, began, shared_log };
         Self::with_outlets(partition, writer, metrics, max_staleness, outlets)
     }
 
@@ -144,10 +144,10 @@ impl Follower {
         max_staleness: Duration,
         outlets: Outlets,
     ) -> Self {
-        let Outlets { publisher, losses, progress, began, recent } = outlets;
+        let Outlets { publisher, losses, progress, began, shared_log } = outlets;
         Self {
             announcements: Some(partition.listen()),
-            report: Report::new(partition.clone(), Arc::clone(&metrics), losses, recent),
+            report: Report::new(partition.clone(), Arc::clone(&metrics), losses, shared_log),
             partition,
             layout: None,
             progress,

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::recent_messages::RecentMessages;
+use super::shared_log::SharedLog;
 use super::{ExtraPairs, Follower, Outlets, SnapshotTarget};
 use crate::change_feed::{self, ChangeFeed, GapCause, Publisher};
 use crate::metrics::Metrics;
@@ -48,7 +48,7 @@ pub struct Followers {
     progress: Arc<Notify>,
     /// The moment that the periods of polls are counted from.
     began: Instant,
-    recent: RecentMessages,
+    shared_log: SharedLog,
 }
 
 /// A follower that runs.
@@ -90,7 +90,7 @@ impl Followers {
             positions: watch::Sender::default(),
             progress: Arc::default(),
             began: Instant::now(),
-            recent: RecentMessages::default(),
+            shared_log: SharedLog::default(),
         }
     }
 
@@ -229,7 +229,7 @@ impl Followers {
             losses: self.losses.clone(),
             progress: Arc::clone(&self.progress),
             began: self.began,
-            recent: self.recent.clone(),
+            shared_log: self.shared_log.clone(),
         };
         let metrics = Arc::clone(&self.metrics);
         let follower =

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::applier::{ActionOutcome, BucketOutcome, Judgement};
-use super::recent_messages::RecentMessages;
+use super::shared_log::{Incident, SharedLog};
 use super::state_machine::{Action, ResyncCause, StateMachine};
 use crate::metrics::Metrics;
 use crate::table::Writer;
@@ -28,8 +28,8 @@ pub(super) struct Report {
     /// The partition's number, of several.
     partition: Option<u32>,
     metrics: Arc<Metrics>,
-    /// What the other partitions have logged of late.
-    recent: RecentMessages,
+    /// What the partitions have logged.
+    shared_log: SharedLog,
     /// Counts the losses of the ledger, for recorders.
     losses: watch::Sender<u64>,
     /// Why the table cannot be proven, as last logged, and when.
@@ -56,12 +56,12 @@ impl Report {
         ledger: Partition,
         metrics: Arc<Metrics>,
         losses: watch::Sender<u64>,
-        recent: RecentMessages,
+        shared_log: SharedLog,
     ) -> Self {
         Self {
             ledger,
             partition: None,
-            recent,
+            shared_log,
             metrics,
             losses,
             unproven: None,
@@ -78,6 +78,10 @@ impl Report {
     /// Names the partition in what is logged, where there are several.
     pub(super) fn name_partition(&mut self) {
         self.partition = Some(self.ledger.number());
+        if let Some((why, _)) = &self.unproven {
+            // It was logged before it was known that there are several.
+            self.begins(Incident::Unproven, why);
+        }
     }
 
     /// The number of the partition that is reported about, of several.
@@ -88,14 +92,24 @@ impl Report {
     /// Whether a message is to be logged: not if another partition has just logged the same. It is on the
     /// status page and in the metrics of each partition in any case.
     fn is_first(&self, message: &str) -> bool {
-        self.partition.is_none() || self.recent.is_first(message)
+        self.partition.is_none() || self.shared_log.is_first(message)
+    }
+
+    /// Whether it is to be logged that an incident has begun here, or has another cause: see [`SharedLog::begins`].
+    fn begins(&self, incident: Incident, cause: &str) -> bool {
+        self.partition.is_none_or(|number| self.shared_log.begins(incident, number, cause))
+    }
+
+    /// Whether it is to be logged that an incident is over here: if it is over for all partitions.
+    fn ends(&self, incident: Incident) -> bool {
+        self.partition.is_none_or(|number| self.shared_log.ends(incident, number))
     }
 
     /// Reports that announcements are received.
     pub(super) fn on_subscribed(&mut self) {
         self.metrics.subscribed("subscribed");
-        if self.unsubscribed.take().is_some() && self.is_first("subscribed again") {
-            info!(partition = self.partition, "subscribed to the ledger's announcements again");
+        if self.unsubscribed.take().is_some() && self.ends(Incident::Unsubscribed) {
+            info!("subscribed to the ledger's announcements again");
         }
     }
 
@@ -110,7 +124,7 @@ impl Report {
         if self.unsubscribed.as_ref() == Some(&why) {
             return;
         }
-        if self.is_first(&why) {
+        if self.begins(Incident::Unsubscribed, &why) {
             warn!(
                 partition = self.partition,
                 cause = why,
@@ -199,7 +213,7 @@ impl Report {
                     "cannot prove that this sidecar has all of the ledger's changes: once the last proof is \
                      older than --max-staleness, every check is denied as STALE; retrying by itself"
                 ),
-                partition if self.is_first(why) => warn!(
+                partition if self.begins(Incident::Unproven, why) => warn!(
                     partition,
                     cause = why,
                     "cannot prove that this sidecar has all changes of this partition of the ledger, and perhaps \
@@ -276,10 +290,15 @@ impl Report {
         match outcome.judgement {
             Some(Judgement::Valid { retained }) => {
                 if matches!(action, Action::Validate) {
-                    // Of several partitions it is logged once all of them are loaded.
+                    // Of several partitions it is logged once all of them are loaded, and loaded again.
                     match self.partition {
                         None => info!(remembered = retained, "the table holds the ledger"),
-                        partition => debug!(partition, "the table holds the partition"),
+                        partition => {
+                            debug!(partition, "the table holds the partition");
+                            if self.ends(Incident::Invalid) {
+                                info!("the tables hold the ledger again");
+                            }
+                        }
                     }
                     self.on_loaded();
                 }
@@ -308,18 +327,15 @@ impl Report {
     fn on_proof(&mut self, writer: &mut Writer, asked: Moment, ledger_clock: Timestamp) {
         self.check_clocks(writer, asked, ledger_clock);
         self.check_ledger(writer);
-        if self.unproven.take().is_some() && self.is_first("proven again") {
-            info!(
-                partition = self.partition,
-                "this sidecar has all of the ledger's changes again, and answers by them"
-            );
+        if self.unproven.take().is_some() && self.ends(Incident::Unproven) {
+            info!("this sidecar has all of the ledger's changes again, and answers by them");
         }
         writer.set_cause(self.overflow.clone());
     }
 
     fn on_invalidated(&mut self, writer: &mut Writer, cause: ResyncCause) {
         self.may_have_lost |= cause.may_be_loss();
-        if cause != ResyncCause::Start && self.is_first(cause.label()) {
+        if cause != ResyncCause::Start && self.begins(Incident::Invalid, cause.label()) {
             warn!(partition = self.partition, cause = cause.label(), "the table is not valid");
         }
         self.metrics.resynced(cause.label());
@@ -377,19 +393,24 @@ impl Report {
         let ours = ledger.clamp(asked.wall.min(answered.wall), answered.wall.max(asked.wall));
         writer.set_clock_offset(ledger.as_millis().saturating_sub(ours.as_millis()));
         let Some(warning) = clock_offset_warning(ours, ledger) else {
-            if self.clock_offset.take().is_some() && self.is_first("clocks agree") {
-                info!(
-                    partition = self.partition,
-                    "this machine's clock and the ledger's agree again"
-                );
+            if self.clock_offset.take().is_some() && self.ends(Incident::ClockOffset) {
+                info!("this machine's clock and the ledger's agree again");
             }
             return;
         };
         if self.clock_offset.is_none_or(|logged| answered.since(logged) >= CLOCK_LOG_INTERVAL) {
             self.clock_offset = Some(answered);
-            if self.is_first("clock offset") {
+            if self.begins(Incident::ClockOffset, "") {
                 warn!(partition = self.partition, "{warning}");
             }
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if let Some(number) = self.partition {
+            self.shared_log.leaves(number);
         }
     }
 }

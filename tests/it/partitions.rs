@@ -246,3 +246,49 @@ async fn stop_is_enforced_under_a_linked_id_in_another_partition_with_a_revision
     let answer = sidecar.checks().await.can_send(asked).await.unwrap().into_inner();
     assert_eq!((answer.reason(), answer.revision), (Reason::OptedOutAll, stopped));
 }
+
+/// Whether the last thing that its log says of the proofs is that they have failed.
+fn is_unproven_by_log(sidecar: &Sidecar) -> bool {
+    let said = sidecar.said();
+    let [failed, proven] = ["cannot prove that this sidecar", "all of the ledger's changes again"]
+        .map(|text| said.rfind(text));
+    failed > proven
+}
+
+/// Less than the interval at which a failure that lasts is logged again.
+const LOGGED_WITHIN: Duration = Duration::from_secs(6);
+
+#[tokio::test]
+async fn log_tells_of_each_outage_that_it_began_and_that_it_is_over_for_all_partitions() {
+    let (redis, ledger) = ledger();
+    let sidecar = live(&ledger, &[]).await;
+    assert!(!is_unproven_by_log(&sidecar));
+    // They have the same cause, and follow each other sooner than a message that lasts is logged again.
+    for _ in 0..3 {
+        redis.stop();
+        let failed = eventually("the log tells of it", async || is_unproven_by_log(&sidecar));
+        timeout(LOGGED_WITHIN, failed).await.expect("the log tells that it began");
+        redis.go_on();
+        live_within(&sidecar, PATIENCE).await;
+        let proven = eventually("the log tells of it", async || !is_unproven_by_log(&sidecar));
+        timeout(LOGGED_WITHIN, proven).await.expect("the log tells that it is over");
+    }
+}
+
+#[tokio::test]
+async fn log_tells_that_the_tables_hold_a_ledger_that_was_set_back() {
+    let (mut redis, ledger) = ledger();
+    let sidecar = live(&ledger, &[]).await;
+    let dump = redis.dump();
+    for number in 0..20 {
+        record(&sidecar, &user(number), opt_in("marketing"), "in").await;
+    }
+    redis.restart_from(Some(&dump));
+    eventually("the log tells that it is over", async || {
+        let said = sidecar.said();
+        let invalid = said.rfind("the table is not valid");
+        invalid.is_some() && invalid < said.rfind("the tables hold the ledger again")
+    })
+    .await;
+    live_within(&sidecar, PATIENCE).await;
+}
