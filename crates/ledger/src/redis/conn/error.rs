@@ -136,7 +136,7 @@ pub(crate) enum ConnectionError {
     /// No majority names the same primary.
     #[error(
         "no majority of the {total} {voters} names {sought}: {answered} answered, {agreed} agree{}",
-        first_failure(failure.as_ref())
+        one_failure(failure.as_ref())
     )]
     NoMajority {
         /// Those that name the primary.
@@ -196,8 +196,8 @@ impl ConnectionError {
     }
 }
 
-fn first_failure(failure: Option<&Arc<ConnectionError>>) -> String {
-    failure.map(|failure| format!("; the first failure: {failure}")).unwrap_or_default()
+fn one_failure(failure: Option<&Arc<ConnectionError>>) -> String {
+    failure.map(|failure| format!("; one failure: {failure}")).unwrap_or_default()
 }
 
 fn moved_text(address: &Address, voters: &str, now: &Address) -> String {
