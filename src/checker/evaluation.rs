@@ -15,8 +15,8 @@ use consentd_os::clock::Moment;
 pub(super) enum BatchEvaluations<'a> {
     /// One for all pairs, which are in one partition.
     Whole(Evaluation<'a>),
-    /// One for each pair, by its place.
-    Each(Vec<Evaluation<'a>>),
+    /// One for each pair, by its place; an error where its table was never loaded.
+    Each(Vec<Result<Evaluation<'a>, CheckError>>),
 }
 
 impl<'a> BatchEvaluations<'a> {
@@ -24,7 +24,7 @@ impl<'a> BatchEvaluations<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`] if one of the tables was never loaded.
+    /// [`CheckError::NotReady`] if none of the pairs can be decided about, because no table was ever loaded.
     pub(super) fn new(
         checker: &'a Checker,
         freshness: &BatchFreshness,
@@ -36,27 +36,40 @@ impl<'a> BatchEvaluations<'a> {
             }
             BatchFreshness::Each(each) => {
                 let each = each.iter().map(|freshness| Evaluation::new(checker, *freshness, now));
-                each.collect::<Result<_, _>>().map(Self::Each)
+                let each: Vec<_> = each.collect();
+                match each.first() {
+                    Some(Err(error)) if each.iter().all(Result::is_err) => Err(error.clone()),
+                    _ => Ok(Self::Each(each)),
+                }
             }
         }
     }
 
     /// The evaluation of the pair at a place.
-    pub(super) fn at(&self, place: usize) -> &Evaluation<'a> {
+    ///
+    /// # Errors
+    ///
+    /// [`CheckError::NotReady`] if its table was never loaded.
+    pub(super) fn at(&self, place: usize) -> Result<&Evaluation<'a>, CheckError> {
         match self {
-            Self::Whole(evaluation) => evaluation,
+            Self::Whole(evaluation) => Ok(evaluation),
             Self::Each(each) => {
-                each.get(place).unwrap_or_else(|| unreachable!("pair {place} was looked up"))
+                let found = each.get(place);
+                found
+                    .unwrap_or_else(|| unreachable!("pair {place} was looked up"))
+                    .as_ref()
+                    .map_err(Clone::clone)
             }
         }
     }
 
-    /// How long ago the least current table was proven to be current.
+    /// How long ago the least current of the tables that were loaded was proven to be current.
     pub(super) fn staleness(&self) -> Duration {
         match self {
             Self::Whole(evaluation) => evaluation.staleness,
             Self::Each(each) => {
-                each.iter().map(|evaluation| evaluation.staleness).max().unwrap_or_default()
+                let loaded = each.iter().flatten();
+                loaded.map(|evaluation| evaluation.staleness).max().unwrap_or_default()
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::batch::Batch;
-use super::{CheckError, CheckResult, Checker, ParsedRequest, TemplateName};
+use super::{CheckError, Checker, ParsedRequest, TemplateName};
 use consentd_core::decision::{Form, Reason};
 use consentd_core::id::{BusinessId, UserId};
 use consentd_core::scope::{Category, Class};
@@ -31,6 +31,20 @@ pub struct FilterResult {
     pub stricter: Option<Class>,
 }
 
+/// Why a recipient has no verdict.
+enum NoVerdict {
+    /// The id is malformed.
+    InvalidId,
+    /// The check has no answer.
+    Failed(CheckError),
+}
+
+impl From<CheckError> for NoVerdict {
+    fn from(error: CheckError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 impl Checker {
     /// Checks one message of a campaign to each user in order, like
     /// [`check_many`](Self::check_many); `each` gets `None` for an invalid user id. The template's category
@@ -38,8 +52,9 @@ impl Checker {
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`], [`CheckError::NotHeld`], or [`CheckError::Invalid`] for the name of the
-    /// template.
+    /// [`CheckError::NotReady`] if the partition of one of the users was never loaded: a campaign is asked about
+    /// as a whole, and a user without a verdict would be taken for one who may not be messaged.
+    /// [`CheckError::NotHeld`], or [`CheckError::Invalid`] for the name of the template.
     pub fn filter<'q>(
         &self,
         campaign: &Campaign<'q>,
@@ -66,13 +81,18 @@ impl Checker {
                         Some(known) => batch.push_template(&parsed, known),
                     }
                 }
-                Err(_) => batch.push_invalid(()),
+                Err(_) => batch.push_invalid(NoVerdict::InvalidId),
             }
         }
-        let staleness =
-            self.check_batch(batch, Moment::about_now, |result: Result<CheckResult, ()>| {
-                each(result.ok().map(|result| result.decision.reason));
-            })?;
+        let mut failure = None;
+        let staleness = self.check_batch(batch, Moment::about_now, |result| match result {
+            Ok(result) => each(Some(result.decision.reason)),
+            Err(NoVerdict::InvalidId) => each(None),
+            Err(NoVerdict::Failed(error)) => failure = Some(error),
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
         let class = known.map(|known| known.decides(category.class).unwrap_or(Class::Marketing));
         Ok(FilterResult { staleness, stricter: class.filter(|class| *class != category.class) })
     }

@@ -233,12 +233,12 @@ impl Checker {
     }
 
     /// Checks a batch in order, with one reading of the clocks: callers must keep a batch so small that
-    /// it takes a fraction of a millisecond. `each` gets the result of each request: an invalid one, or one
-    /// about a business that the table does not hold, fails alone.
+    /// it takes a fraction of a millisecond. `each` gets the result of each request: an invalid one, one about a
+    /// business that the table does not hold, or one whose partition was never loaded, fails alone.
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`].
+    /// [`CheckError::NotReady`] if none of them can be decided because nothing was loaded.
     pub fn check_many<'q>(
         &self,
         requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
@@ -251,7 +251,7 @@ impl Checker {
     ///
     /// # Errors
     ///
-    /// [`CheckError::NotReady`].
+    /// As those of [`check_many`](Self::check_many).
     pub fn check_many_at<'q>(
         &self,
         requests: impl ExactSizeIterator<Item = CheckRequest<'q>>,
@@ -282,7 +282,11 @@ impl Checker {
     }
 
     /// Looks all pairs of a batch up, reads the clocks once, and decides.
-    fn check_batch<E>(
+    ///
+    /// # Errors
+    ///
+    /// As those of [`check_many`](Self::check_many).
+    fn check_batch<E: From<CheckError>>(
         &self,
         batch: Batch<'_, E>,
         clock: impl Fn() -> Moment,
@@ -334,20 +338,21 @@ impl Checker {
         let mut looked_up = pairs.iter().zip(&asked);
         let mut places = 0..;
         for request in requests {
-            each(request.map(|BatchItem { asked, stricter }| {
+            each(request.and_then(|BatchItem { asked, stricter }| {
                 let facts = facts.next().unwrap_or(&Err(UnreadablePair));
-                let evaluation = evaluations.at(places.next().unwrap_or(usize::MAX));
+                let looked_up = looked_up.next();
+                let evaluation = evaluations.at(places.next().unwrap_or(usize::MAX))?;
                 let result = CheckResult { stricter, ..evaluation.result(facts, asked) };
                 // `Reason::ALL` is in the order of their declaration.
                 if let Some(count) = counts.get_mut(result.decision.reason as usize) {
                     *count += 1;
                 }
                 if let Some(log) = &self.log
-                    && let Some((pair, category)) = looked_up.next()
+                    && let Some((pair, category)) = looked_up
                 {
                     log.log(&log_record(*pair, *category, asked.form, &result, evaluation.now));
                 }
-                result
+                Ok(result)
             }));
         }
         self.metrics.decided_many(&counts);

@@ -275,24 +275,19 @@ impl CheckService {
             return answered.map_err(|error| status::check_error(&error));
         }
         for asked in batch {
-            answers.put(self.late_result(asked)?);
+            answers.put(self.late_result(asked));
         }
         Ok(())
     }
 
     /// The result of a check of a batch of which some revision did not arrive in time.
-    fn late_result(&self, asked: &RawCheckRequest<'_>) -> Result<Pb, Status> {
+    fn late_result(&self, asked: &RawCheckRequest<'_>) -> Pb {
         if let Some(missed) = self.checker.missing_revision(&check_request(asked)) {
-            return Ok(Pb::Error(status::item_revision_timeout(&missed)));
+            return Pb::Error(status::item_revision_timeout(&missed));
         }
         match self.answer(asked) {
-            Ok(answer) => Ok(Pb::Response(convert::answer(asked, &answer))),
-            Err(error @ (CheckError::Invalid(_) | CheckError::NotHeld(_))) => {
-                Ok(Pb::Error(status::item_check_error(&error)))
-            }
-            Err(error @ (CheckError::NotReady | CheckError::Reloading)) => {
-                Err(status::check_error(&error))
-            }
+            Ok(answer) => Pb::Response(convert::answer(asked, &answer)),
+            Err(error) => Pb::Error(status::item_check_error(&error)),
         }
     }
 

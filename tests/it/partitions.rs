@@ -11,6 +11,7 @@ use consentd::grpc::pb::watch_consents_response::What;
 use consentd_core::id::{BusinessId, KeySecret, UserId};
 use consentd_core::partition::Layout;
 use tokio::time::timeout;
+use tonic::Code;
 
 use crate::faults::redis::Redis;
 use crate::faults::resp::Value;
@@ -119,6 +120,72 @@ async fn what_is_recorded_in_any_partition_is_enforced_everywhere_and_told_to_wa
     assert!(page.contains("8 partitions"), "{page}");
 }
 
+/// Takes a partition away as an operator's mistake would: its meta is renamed to `elsewhere`. Gives its name.
+fn lose(redis: &Redis, partition: u32) -> String {
+    let Value::Array(found) = redis.command(&["KEYS", &format!("*consent:{partition}[.}}]*meta")])
+    else {
+        panic!("no list of keys");
+    };
+    let [Value::Bulk(name)] = &found[..] else { panic!("{found:?}") };
+    let name = String::from_utf8(name.clone()).unwrap();
+    redis.command(&["RENAME", &name, "elsewhere"]);
+    name
+}
+
+#[tokio::test]
+async fn questions_about_a_partition_that_was_never_loaded_fail_alone_but_not_those_of_a_campaign()
+{
+    let (redis, ledger) = ledger();
+    let recorder = live(&ledger, &[]).await;
+    let users: Vec<_> = (0..12).map(user).collect();
+    for user in &users {
+        record(&recorder, user, opt_in("marketing"), "in").await;
+    }
+    let lost = partition(&users[0]);
+    let name = lose(&redis, lost);
+    let sidecar = serve(&ledger, &[], &[]);
+    let of_others = users.iter().find(|user| partition(user) != lost).unwrap();
+    eventually("the other partitions are loaded", || async {
+        let told = status(&sidecar).await;
+        told.partitions.iter().filter(|one| one.phase() == Phase::Live).count() == 7
+    })
+    .await;
+    assert_eq!(reason(&sidecar, of_others, BUSINESS, "marketing").await, Reason::OptedIn);
+    let mut client = sidecar.checks().await;
+    let about = |users: &[String]| pb::BatchCanSendRequest {
+        requests: users.iter().map(|user| question(user, BUSINESS, "marketing")).collect(),
+    };
+    let results = client.batch_can_send(about(&users)).await.unwrap().into_inner().results;
+    for (user, result) in users.iter().zip(results) {
+        match result.result.unwrap() {
+            Answered::Response(answer) => {
+                assert_eq!((partition(user) == lost, answer.reason()), (false, Reason::OptedIn));
+            }
+            Answered::Error(error) => {
+                let code = Code::Unavailable as i32;
+                assert_eq!((partition(user) == lost, error.code), (true, code), "{error:?}");
+            }
+        }
+    }
+    // Where nothing can be answered the call fails, and so does a campaign that has one such user.
+    let refused = client.batch_can_send(about(&users[..1])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    let campaign = pb::FilterRecipientsRequest {
+        business_id: BUSINESS.to_owned(),
+        category: "marketing".to_owned(),
+        user_ids: users.clone(),
+        ..Default::default()
+    };
+    let mut filtered =
+        client.filter_recipients(tokio_stream::iter([campaign])).await.unwrap().into_inner();
+    let refused = filtered.message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    let (code, _) = sidecar.get("/readyz").await;
+    assert_eq!(code, 503);
+    redis.command(&["RENAME", "elsewhere", &name]);
+    live_within(&sidecar, PATIENCE).await;
+}
+
 #[tokio::test]
 async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     let (redis, ledger) = ledger();
@@ -129,15 +196,7 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     }
     let lost = partition(&users[0]);
     assert!(users.iter().any(|user| partition(user) != lost));
-    // As an operator's mistake would: its meta is renamed.
-    let name = match redis.command(&["KEYS", &format!("*consent:{lost}[.}}]*meta")]) {
-        Value::Array(found) => match &found[..] {
-            [Value::Bulk(name)] => String::from_utf8(name.clone()).unwrap(),
-            other => panic!("{other:?}"),
-        },
-        other => panic!("{other:?}"),
-    };
-    redis.command(&["RENAME", &name, "elsewhere"]);
+    let name = lose(&redis, lost);
     for user in &users {
         let wanted = if partition(user) == lost { Reason::Stale } else { Reason::OptedIn };
         answers(&sidecar, user, BUSINESS, "marketing", wanted).await;
