@@ -76,11 +76,23 @@ fn main() -> ExitCode {
         Some("write") => Role::Write,
         Some("check") => Role::Check,
         _ => {
-            return long_runs::play("chaos", &["seconds", "seed", "only"], |options| async move {
+            let names = ["seconds", "seed", "setting", "only"];
+            return long_runs::play("chaos", &names, |options| async move {
                 let only = options.text("only").unwrap_or_default().to_owned();
-                let settings = Setting::ALL.into_iter().filter(|one| plan::has(*one, &only));
-                let settings: Vec<Setting> = settings.collect();
-                assert!(!settings.is_empty(), "--only is {only:?}, which is in no fault's name");
+                let name = options.text("setting").unwrap_or_default().to_lowercase();
+                let is_named = |one: &Setting| format!("{one:?}").to_lowercase().contains(&name);
+                let settings: Vec<Setting> = Setting::ALL.into_iter().filter(is_named).collect();
+                assert!(
+                    !settings.is_empty(),
+                    "--setting is {name:?}; there are {:?}",
+                    Setting::ALL
+                );
+                let settings: Vec<Setting> =
+                    settings.into_iter().filter(|one| plan::has(*one, &only)).collect();
+                assert!(
+                    !settings.is_empty(),
+                    "--only is {only:?}, which is in no fault's name there"
+                );
                 let seconds = options.number("seconds", AS_A_TEST);
                 let span = Duration::from_secs(seconds.div_ceil(settings.len() as u64));
                 let (seed, keep) = (options.number("seed", 1), options.has("keep"));
