@@ -239,7 +239,7 @@ pub(super) async fn open_synthetic(
         );
     }
     warn!(pairs = count, "serving pairs that nobody recorded: for load tests alone");
-    let pairs = Fixture::new(count, ledger.identity().await?.secret.clone(), clock::wall());
+    let pairs = Fixture::new(count, ledger.secret().await?, clock::wall());
     Ok(Some(Arc::new(move || {
         let pairs = pairs.clone();
         Box::new((0..pairs.count()).filter_map(move |number| pairs.pair(number)))

@@ -53,7 +53,6 @@ use crate::table::Writer;
 use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
 use consentd_core::partition::Layout;
-use consentd_core::record::Revision;
 use consentd_core::state::State;
 use consentd_ledger::{
     Bucket, BucketReader, FollowerPosition, Ledger, LedgerError, Notification, Page, Partition,
@@ -220,13 +219,8 @@ impl Follower {
     /// Waits until it is known how the ledger is divided. The table says meanwhile why it is not.
     async fn learn_layout(&mut self, ledger: &Ledger) -> Layout {
         loop {
-            if let Some(layout) = ledger.known_layout() {
-                return layout;
-            }
-            let page = self.partition.read_after(Revision::MAX);
-            let page = timeout(period(self.max_staleness), page).await;
-            match page.unwrap_or_else(|_| Err(timed_out())) {
-                Ok(page) => return page.identity.layout,
+            match ledger.layout().await {
+                Ok(layout) => return layout,
                 Err(error) => self.report.on_read_error(self.applier.writer(), &error),
             }
             sleep(RETRY_INTERVAL).await;

@@ -78,12 +78,14 @@ impl RecordService {
         Refusal::Invalid(found)
     }
 
-    /// Adds the headers that name the ledger, by its first partition, and its last revision: the sum of those of its
-    /// partitions. What cannot be read of a partition that is lost keeps nobody from recording in the others.
+    /// Adds the headers that name the ledger, by its first partition if that is known, and its last revision: the sum
+    /// of those of its partitions. What cannot be read of a partition that is lost keeps nobody from recording in the
+    /// others.
     async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), LedgerError> {
         let revision = history::last_revision(&self.ledger).await?;
-        let epoch = u128::from_be_bytes(self.ledger.identity().await?.epoch);
-        if let Ok(id) = format!("{epoch:032x}").parse() {
+        if let Ok(first) = self.ledger.identity().await
+            && let Ok(id) = hex::encode(first.epoch).parse()
+        {
             headers.insert(LEDGER_ID, id);
         }
         headers.insert(REVISION, revision.into());

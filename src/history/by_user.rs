@@ -104,12 +104,12 @@ pub async fn pairs_of_user(
     if !violations.is_empty() {
         return Err(ReadError::Invalid(violations));
     }
-    let identity = ledger.identity().await?;
+    let secret = ledger.secret().await?;
     let mut businesses = businesses(ledger).await?;
     businesses.extend(more.iter().cloned());
     let mut keyed = Vec::with_capacity(businesses.len());
     for business_id in businesses {
-        let keys = keys_of(&identity.secret, user_id, &business_id).map_err(ReadError::Invalid)?;
+        let keys = keys_of(&secret, user_id, &business_id).map_err(ReadError::Invalid)?;
         keyed.extend(keys.map(|key| (key, business_id.clone())));
     }
     let mut found = UserPairs { pairs: Vec::new(), clock: Timestamp::MIN };

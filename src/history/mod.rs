@@ -62,9 +62,9 @@ pub async fn key_of_pair(
     user_id: &str,
     business_id: &str,
 ) -> Result<Key, ReadError> {
-    let identity = ledger.identity().await?;
-    let key = identity.secret.read(user_id, business_id).map_err(ReadError::Invalid)?;
-    match identity.secret.read_formerly(user_id, business_id) {
+    let secret = ledger.secret().await?;
+    let key = secret.read(user_id, business_id).map_err(ReadError::Invalid)?;
+    match secret.read_formerly(user_id, business_id) {
         Some(former) if !was_recorded(ledger, key).await? => Ok(former),
         _ => Ok(key),
     }

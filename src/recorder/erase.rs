@@ -128,8 +128,8 @@ impl Recorder {
             let found: Vec<_> = found.collect();
             return reject_unreadable(user_id, found);
         }
-        let identity = self.ledger.identity().await?;
-        let keys = keys_of(&identity.secret, user_id, business_id).map_err(Refusal::Invalid)?;
+        let secret = self.ledger.secret().await?;
+        let keys = keys_of(&secret, user_id, business_id).map_err(Refusal::Invalid)?;
         let pairs = keys.map(|key| (business_id.to_owned(), key)).collect();
         reject_unreadable(user_id, self.read_existing(pairs).await?)
     }
@@ -151,13 +151,13 @@ impl Recorder {
 
     /// Adds the pairs that these are linked to, transitively. Returns them by their distance.
     async fn with_linked(&self, found: Vec<Found>) -> Result<Vec<Vec<Found>>, Refusal> {
-        let identity = self.ledger.identity().await?;
+        let secret = self.ledger.secret().await?;
         let mut seen: HashSet<Key> = found.iter().map(|pair| pair.key).collect();
         let mut levels = vec![found];
         loop {
             let mut next = Vec::new();
             for found in levels.last().into_iter().flatten() {
-                let linked = found.links(&identity.secret)?.into_iter();
+                let linked = found.links(&secret)?.into_iter();
                 let new = linked.filter(|key| seen.insert(*key));
                 next.extend(new.map(|key| (found.business_id.clone(), key)));
             }
@@ -177,7 +177,7 @@ impl Recorder {
         erasing: &mut Erasing,
     ) -> Result<Vec<Found>, Refusal> {
         let mut relinked = Vec::new();
-        let identity = self.ledger.identity().await?;
+        let secret = self.ledger.secret().await?;
         let clock = self.ledger.read(Vec::new()).await?.clock;
         for attempt in 0..MAX_TRIES {
             let mut changes = Vec::with_capacity(pairs.len());
@@ -211,7 +211,7 @@ impl Recorder {
                     }
                     Appended::Conflict(stored) => {
                         let found = Found { business_id, key, stored };
-                        let names_another = found.links(&identity.secret)?;
+                        let names_another = found.links(&secret)?;
                         let names_another =
                             names_another.iter().any(|key| !erasing.keys.contains(key));
                         if names_another { &mut relinked } else { &mut pairs }.push(found);
@@ -279,9 +279,9 @@ impl Recorder {
 
     /// Forgets the retained denials of these pairs, which name the person.
     async fn forget_denials(&self, keys: &HashSet<Key>) -> Result<(), Refusal> {
-        let identity = self.ledger.identity().await?;
+        let secret = self.ledger.secret().await?;
         self.recent_denials.forget(|denial| {
-            let key = identity.secret.read(&denial.user_id, &denial.business_id);
+            let key = secret.read(&denial.user_id, &denial.business_id);
             key.is_ok_and(|key| keys.contains(&key))
         });
         Ok(())

@@ -144,8 +144,7 @@ impl Ledger {
         Ok(self.identity_of_any().await?.secret.clone())
     }
 
-    /// The identity of the first partition, or of another one if the first is missing. All but its epoch is the same
-    /// for all of them.
+    /// The identity of any partition, the first one if that is known. All but its epoch is the same for all of them.
     async fn identity_of_any(&self) -> Result<Arc<Identity>, LedgerError> {
         match self {
             Self::Embedded(ledger) => Ok(ledger.identity()),

@@ -38,15 +38,15 @@ impl Ledger {
         }
     }
 
-    /// How the ledger is divided.
+    /// How the ledger is divided. While the shard of the first partition cannot be reached, any other says so.
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if that is not known yet, and the ledger does not answer.
+    /// [`LedgerError`] if that is not known yet, and the ledger does not answer, or its first partition is missing.
     pub async fn layout(&self) -> Result<Layout, LedgerError> {
-        match self.known_layout() {
-            Some(layout) => Ok(layout),
-            None => Ok(self.identity().await?.layout),
+        match self {
+            Self::Embedded(_) => Ok(Layout::SINGLE),
+            Self::Redis(ledger) => ledger.layout().await,
         }
     }
 

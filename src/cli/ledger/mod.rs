@@ -92,6 +92,17 @@ pub(super) async fn with_ledger<T>(
     address: &LedgerAddress,
     work: impl AsyncFnOnce(&Ledger) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
+    if let LedgerAddress::Redis(target) = address {
+        check_servers(target, Layout::SINGLE, address).await?;
+    }
+    with_unchecked_ledger(address, work).await
+}
+
+/// The same without a look at the server of the first partition, whose shard may be lost.
+async fn with_unchecked_ledger<T>(
+    address: &LedgerAddress,
+    work: impl AsyncFnOnce(&Ledger) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     match address {
         LedgerAddress::File(path) => {
             check_exists(path, address)?;
@@ -104,7 +115,6 @@ pub(super) async fn with_ledger<T>(
             // Without a retention, nothing is removed: that is left to recorders.
             // These commands look no user up.
             let options = Options { retention: None, any_keys: true, ..Options::default() };
-            check_servers(target, Layout::SINGLE, address).await?;
             let (ledger, task) = Redis::new((**target).clone(), options);
             let stop = CancellationToken::new();
             let working = async {

@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{TargetArgs, with_ledger};
+use super::{TargetArgs, with_unchecked_ledger};
 use crate::cli::ledger_target::{check_servers, durability_text, print_warnings};
 use crate::cli::{Verdict, output};
 use crate::config::LedgerAddress;
@@ -17,7 +17,7 @@ use consentd_core::id::{KEY_VERSION, OLDEST_KEY_VERSION, TAGGED_KEY_VERSION};
 use consentd_core::partition::Layout;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    DiskUsage, Identity, Ledger, Page, PartitionStatus, ServerInfo, Shard, Status,
+    DiskUsage, Identity, Ledger, Page, PartitionStatus, ServerInfo, Shard, Status, Topology,
     UnsupportedServer, inspect_servers,
 };
 
@@ -45,7 +45,11 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let StatusArgs { dry_run: _, target } = args;
     let address = target.address()?;
     if let LedgerAddress::Redis(redis) = &address {
-        let shards = inspect_servers((**redis).clone(), Layout::SINGLE).await?;
+        let shards = match inspect_servers((**redis).clone(), Layout::SINGLE).await {
+            // The first partition's shard may be lost, which is reported with the partitions.
+            Err(_) if redis.topology() == Topology::Cluster => Vec::new(),
+            shards => shards?,
+        };
         for shard in &shards {
             match shard.server.verdict(redis.topology(), redis.accepts_unfenced()) {
                 Ok(_) => {}
@@ -58,33 +62,36 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
             }
         }
     }
-    let (ledger, partitions, space) = with_ledger(&address, async |ledger: &Ledger| match ledger {
-        Ledger::Redis(redis) => {
-            let partitions = redis.status().await?;
-            Ok((ledger.identity().await?, partitions, None))
-        }
-        Ledger::Embedded(file) => {
-            let (pairs, log_entries, oldest) = file.extent().await?;
-            let status = Status {
-                log_entries,
-                oldest,
-                pairs,
-                cut_short: false,
-                takes_appends: true,
-                lost: Vec::new(),
-                lost_keys: 0,
-                has_fence: true,
-                memory: None,
-            };
-            let mut partitions = Vec::new();
-            for partition in ledger.partitions().await? {
-                let page = partition.read_after(u64::MAX).await?;
-                partitions.push(Ok((page, status.clone())));
+    let (partitions, space) =
+        with_unchecked_ledger(&address, async |ledger: &Ledger| match ledger {
+            Ledger::Redis(redis) => Ok((redis.status().await?, None)),
+            Ledger::Embedded(file) => {
+                let (pairs, log_entries, oldest) = file.extent().await?;
+                let status = Status {
+                    log_entries,
+                    oldest,
+                    pairs,
+                    cut_short: false,
+                    takes_appends: true,
+                    lost: Vec::new(),
+                    lost_keys: 0,
+                    has_fence: true,
+                    memory: None,
+                };
+                let mut partitions = Vec::new();
+                for partition in ledger.partitions().await? {
+                    let page = partition.read_after(u64::MAX).await?;
+                    partitions.push(Ok((page, status.clone())));
+                }
+                Ok((partitions, file.disk_usage().await?))
             }
-            Ok((ledger.identity().await?, partitions, file.disk_usage().await?))
-        }
-    })
-    .await?;
+        })
+        .await?;
+    let ledger = match (partitions.iter().flatten().next(), partitions.first()) {
+        (Some((page, _)), _) => Arc::clone(&page.identity),
+        (None, Some(Err(error))) => return Err(error.clone().into()),
+        (None, _) => bail!("{address} has no partitions"),
+    };
     let (shards, warnings) = match &address {
         LedgerAddress::File(_) => (Vec::new(), Vec::new()),
         LedgerAddress::Redis(redis) => check_servers(redis, ledger.layout, &address)
@@ -160,6 +167,12 @@ fn is_well((_, status): &(Page, Status)) -> bool {
 }
 
 impl StatusReport {
+    /// The ledger's id, which is its first partition's.
+    fn id(&self) -> Option<String> {
+        let (page, _) = self.partitions.first()?.as_ref().ok()?;
+        Some(hex::encode(page.end.epoch))
+    }
+
     fn is_well(&self) -> bool {
         self.partitions.iter().all(|partition| partition.as_ref().is_ok_and(is_well))
     }
@@ -190,7 +203,7 @@ impl StatusReport {
         let server = self.shards.first().map(|shard| server_as_json(&shard.server, memory(shard)));
         let oldest = self.readable().filter_map(|(_, status)| status.oldest).min();
         let mut report = json!({
-            "ledger": hex::encode(ledger.epoch), "address": address.to_string(),
+            "ledger": self.id(), "address": address.to_string(),
             "revision": self.sum(|page, _| page.end.revision),
             "logEntries": self.sum(|_, status| status.log_entries),
             "oldestLogEntry": oldest.map(Timestamp::rfc3339_millis),
@@ -225,7 +238,8 @@ impl StatusReport {
 
     fn print(&self) -> anyhow::Result<()> {
         let Self { ledger, partitions, .. } = self;
-        line("ledger", &hex::encode(ledger.epoch))?;
+        let id = self.id();
+        line("ledger", id.as_deref().unwrap_or("not known: its first partition cannot be read"))?;
         line("at", &self.address.to_string())?;
         if let [Ok((page, _))] = &partitions[..] {
             line("revision", &HumanCount(page.end.revision).to_string())?;

@@ -3,14 +3,18 @@
 
 use std::time::Duration;
 
+use consentd::grpc::pb;
 use consentd::grpc::pb::Reason;
 use consentd::grpc::pb::get_status_response::Phase;
+use consentd::grpc::pb::record_events_response::Result as RecordedAs;
+use tonic::Code;
 
 use super::cluster::{Cluster, wait_until};
 use super::history::now;
-use super::partition_stage::{Crowd, KEEPING, PARTITIONS, Scene, reason};
-use super::stage::metric;
-use crate::sidecar::{eventually, run};
+use super::load::BUSINESS;
+use super::partition_stage::{Crowd, KEEPING, PARTITIONS, Scene, is_in, is_out, reason};
+use super::stage::{live_within, metric, status};
+use crate::sidecar::{PATIENCE, event, eventually, opt_out, question, run};
 
 /// How long nine of ten acknowledgements may take at shards that nothing befalls: much less than a question to a
 /// node that is lost, and than a period.
@@ -99,6 +103,61 @@ async fn shard_that_is_killed_denies_its_own_partitions_alone_until_it_is_back()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shard_that_does_not_answer_denies_its_own_partitions_alone_until_it_goes_on() {
     shard_is_lost_for_a_while(Lost::Stopped).await;
+}
+
+/// The first partition says how the ledger is divided. So do the others while its shard cannot be reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_that_start_without_the_first_partitions_shard_answer_and_record_in_the_others() {
+    let mut scene = Scene::set(Cluster::start(&KEEPING), &[]).await;
+    let primary = scene.owner(0);
+    let (lost, kept) = scene.split(primary);
+    let (theirs, others) = (scene.crowd(&lost).await, scene.crowd(&kept).await);
+    let [replica, primary] = scene.kill_shard(primary);
+    wait_until_lost(&scene.cluster, (primary + 1) % 3);
+    let started = scene.start_recorder();
+    eventually("the partitions of the other shards are loaded", || async {
+        let partitions = status(&started).await.partitions;
+        let live = partitions.iter().filter(|one| one.phase() == Phase::Live);
+        live.map(|one| one.number).collect::<Vec<_>>() == kept
+    })
+    .await;
+    for user in &others.users {
+        is_in(&started, user).await;
+    }
+    let mut checks = started.checks().await;
+    let of_lost = checks.can_send(question(&theirs.users[0], BUSINESS, "marketing")).await;
+    assert_eq!(of_lost.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(started.get("/readyz").await.0, 503);
+    // It records, too, one by one and in a stream, and says of the ledger what it can.
+    let stop = |user: &str| event(user, BUSINESS, opt_out("*"));
+    let [one, other] = [&others.users[0], others.users.last().unwrap()];
+    started.records().await.record_event(stop(one)).await.unwrap();
+    let in_stream = pb::RecordEventsRequest {
+        event: stop(other).event,
+        request_id: "in a stream".to_owned(),
+        ..Default::default()
+    };
+    let mut records = started.records().await;
+    let recorded = records.record_events(tokio_stream::iter([in_stream])).await;
+    let answer = recorded.unwrap().into_inner().message().await.unwrap().unwrap();
+    assert!(matches!(answer.result, Some(RecordedAs::Response(_))), "{answer:?}");
+    for user in [one, other] {
+        assert_eq!(reason(&started, user).await, Reason::OptedOutAll);
+        is_out(&scene.reader, user).await;
+    }
+    let (code, printed, error) = run(&["ledger", "status", "--ledger", &scene.cluster.url(6)]);
+    assert_eq!(code, 1, "{printed}{error}");
+    assert!(printed.contains("its first partition cannot be read"), "{printed}");
+    for partition in scene.layout.all() {
+        let is_named = printed.contains(&format!("partition {partition}: "));
+        assert_eq!(is_named, lost.contains(&partition), "partition {partition}: {printed}");
+    }
+    scene.start_again([primary, replica]);
+    live_within(&started, PATIENCE).await;
+    for mut crowd in [theirs, others] {
+        crowd.rest().await;
+        crowd.judge();
+    }
 }
 
 /// Whether these words name a partition as missing. Without the first one there is no ledger as far as anybody

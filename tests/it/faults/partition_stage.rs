@@ -81,6 +81,14 @@ pub fn users_in(layout: Layout, partition: u32, prefix: &str, count: usize) -> V
     users.filter(|user| partition_of(layout, user, BUSINESS) == partition).take(count).collect()
 }
 
+/// The flags of a sidecar that records.
+const RECORDER: [&str; 4] = ["--ledger-user", "recorder", "--record", "127.0.0.1:0"];
+
+fn serve_as(ledger: &str, role: &[&str], flags: &[&str]) -> Sidecar {
+    let flags = [&PATIENT, role, flags].concat();
+    serve(ledger, &flags, &[("CONSENTD_LEDGER_PASSWORD", PASSWORD)])
+}
+
 impl Scene {
     /// Makes a ledger whose businesses are each in all partitions, and starts the sidecars.
     pub async fn set(cluster: Cluster, flags: &[&str]) -> Self {
@@ -92,18 +100,19 @@ impl Scene {
         let (count, each) = (partitions.to_string(), spread.to_string());
         let shape = ["--partitions", &count, "--spread", &each, "--buckets", "8"];
         init(&cluster.url(2), &shape);
-        let serve = |own: &[&str]| {
-            let flags = [&PATIENT, own, flags].concat();
-            serve(&cluster.url(3), &flags, &[("CONSENTD_LEDGER_PASSWORD", PASSWORD)])
-        };
-        let recorder = serve(&["--ledger-user", "recorder", "--record", "127.0.0.1:0"]);
-        let reader = serve(&["--ledger-user", "sidecar"]);
+        let recorder = serve_as(&cluster.url(3), &RECORDER, flags);
+        let reader = serve_as(&cluster.url(3), &["--ledger-user", "sidecar"], flags);
         let slots = cluster.partitions();
         assert_eq!(slots.len(), partitions as usize, "{slots:?}");
         let layout = Layout::new(partitions, spread).unwrap();
         let scene = Self { cluster, layout, slots, recorder, reader, said: 0, crowds: 0 };
         scene.live().await;
         scene
+    }
+
+    /// Starts another sidecar that records and knows all nodes.
+    pub fn start_recorder(&self) -> Sidecar {
+        serve_as(&self.cluster.url(6), &RECORDER, &[])
     }
 
     /// Both sidecars.

@@ -200,6 +200,7 @@ struct Shared {
 }
 
 /// What all partitions of a ledger share.
+#[derive(Clone)]
 struct Common {
     servers: Arc<Servers>,
     options: Options,

@@ -1,5 +1,6 @@
 //! A ledger in Redis as a whole: its partitions, and which of them a pair is in.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::background::PartitionTask;
 use super::conn::{Servers, Subscriptions, Timeouts};
+use super::server_info::Topology;
 use super::{
     Common, Options, RedisPartition, RedisRejection, RepairMode, Repaired, Status, Target,
 };
@@ -20,7 +22,7 @@ use crate::{
     Progress, Read, Retention,
 };
 use consentd_core::id::Key;
-use consentd_core::partition::Layout;
+use consentd_core::partition::{Layout, MAX_PARTITIONS};
 use consentd_core::time::Timestamp;
 
 /// How many partitions are loaded at once: each has a connection of its own meanwhile.
@@ -185,11 +187,45 @@ impl Redis {
         Ok(layout.all().filter_map(|number| self.get(number)).collect())
     }
 
-    async fn layout(&self) -> Result<Layout, LedgerError> {
-        match self.known_layout() {
-            Some(layout) => Ok(layout),
-            None => Ok(self.0.first.identity().await?.layout),
+    /// The layout: as the first partition states it or, while the shard of that one cannot be reached, as the others
+    /// do. If the first one is missing, there is no ledger: perhaps it is just being made.
+    pub(crate) async fn layout(&self) -> Result<Layout, LedgerError> {
+        if let Some(layout) = self.known_layout() {
+            return Ok(layout);
         }
+        match self.0.first.identity().await {
+            Ok(identity) => Ok(identity.layout),
+            Err(error) if error.is_missing() => Err(error),
+            Err(error) => self.layout_of_others().await.ok_or(error),
+        }
+    }
+
+    /// The layout as other partitions of a Cluster than the first state it, for a process that starts while the first
+    /// one's shard is lost. The tags of the others follow from their number, which is not known: so three partitions
+    /// in other quarters of the slots than the first are looked for, for each number that there may be. What is
+    /// left of another ledger is no evidence: all that are found must agree.
+    async fn layout_of_others(&self) -> Option<Layout> {
+        let common = &self.0.common;
+        if common.servers.target().topology() != Topology::Cluster {
+            return None;
+        }
+        let layouts =
+            (1..=MAX_PARTITIONS.ilog2()).filter_map(|power| Layout::new(1 << power, 1).ok());
+        let places = layouts.flat_map(|layout| {
+            let quarters = (1..4).map(move |quarter| layout.partitions() * quarter / 4);
+            let numbers: BTreeSet<u32> = quarters.filter(|number| *number > 0).collect();
+            numbers.into_iter().map(move |number| (number, layout))
+        });
+        let stated = places.map(|(number, layout)| {
+            // It must not make known what it is told, for it may be another ledger's.
+            let common = Arc::new(Common { layout: OnceLock::new(), ..Common::clone(common) });
+            let (partition, _) = RedisPartition::new(common, number, layout);
+            async move { partition.identity().await.ok().map(|identity| identity.layout) }
+        });
+        let stated = futures_util::future::join_all(stated).await;
+        let mut stated = stated.into_iter().flatten();
+        let layout = stated.next().filter(|one| stated.all(|other| other == *one))?;
+        Some(*common.layout.get_or_init(|| layout))
     }
 
     /// All partitions, even if the first one's meta key is so damaged that it has no identity.
@@ -218,13 +254,13 @@ impl Redis {
         self.0.first.identity().await
     }
 
-    /// The identity of the first partition, or of another one if the first is missing.
+    /// The identity of any partition, the first one if that is known: while it is missing or cannot be reached, the
+    /// others are recorded in all the same.
     pub(crate) async fn identity_of_any(&self) -> Result<Arc<Identity>, LedgerError> {
-        match self.0.first.identity().await {
-            Err(error) if error.is_missing() => {
-                self.made().find_map(|one| one.shared.known_identity()).ok_or(error)
-            }
-            identity => identity,
+        let known = || self.made().find_map(|one| one.shared.known_identity());
+        match self.0.first.shared.known_identity().or_else(known) {
+            Some(identity) => Ok(identity),
+            None => self.0.first.identity().await,
         }
     }
 
@@ -361,19 +397,18 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if the first partition cannot be reached, so that nothing is known of the others.
+    /// [`LedgerError`] if the layout is not known, because neither the first partition nor another can be reached.
     pub async fn status(&self) -> Result<Vec<PartitionStatus>, LedgerError> {
         // It also tells the layout, even if its log or its fence was lost.
-        let end = self.0.first.ends().await?;
-        let mut all = vec![self.0.first.status().await.map(|status| (end, status))];
+        let first = match self.0.first.ends().await {
+            Ok(end) => self.0.first.status().await.map(|status| (end, status)),
+            Err(error) => Err(error),
+        };
         let others = self.all().await?.into_iter().skip(1);
         let others =
             others.map(|other| async move { Ok((other.ends().await?, other.status().await?)) });
-        let mut others = futures_util::stream::iter(others).buffered(PARTITIONS_AT_ONCE);
-        while let Some(other) = others.next().await {
-            all.push(other);
-        }
-        Ok(all)
+        let others = futures_util::stream::iter(others).buffered(PARTITIONS_AT_ONCE);
+        Ok(futures_util::stream::iter([first]).chain(others).collect().await)
     }
 
     /// Accepts the ledger as it is, so that followers drop their retained denials. Returns how often it has
