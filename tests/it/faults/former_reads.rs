@@ -10,7 +10,6 @@ use consentd_core::record::{Link, Record};
 use consentd_core::scope::Scope;
 use consentd_core::state::ChoiceKind;
 use consentd_core::submission::Submission;
-use consentd_core::time::Timestamp;
 use consentd_ledger::{Ledger, Options, Redis as RedisLedger, Target, TargetOptions};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +45,7 @@ impl Process {
     /// Records an event without a time.
     async fn record(&self, user: &str, what: What) {
         let event = Event { user_id: user.into(), business_id: "acme".into(), time: None, what };
-        let request_id = format!("{user} {:?}", event.what);
+        let request_id = format!("{user} {:?}", std::mem::discriminant(&event.what));
         self.recorder.record(&[Submission::new(event, request_id)]).await.remove(0).unwrap();
     }
 
