@@ -46,7 +46,8 @@
 //! soon.
 //!
 //! In histories from seed 2^41 on the ledger is in several partitions, at several nodes whose clocks differ, and the
-//! checker reads all of their tables: see `simulation/divided/mod.rs` for what must hold of them together.
+//! checker reads all of their tables: see `simulation/divided/mod.rs` for what must hold of them together. From seed 2^42
+//! on these have saved tables, sidecars for some businesses, memories and erases, too.
 //!
 //! Seeds that once failed are in `simulation/regressions.txt`, and run first.
 
@@ -219,6 +220,15 @@ fn so_it_is_of_a_ledger_of_several_partitions() {
         let wanted = number("CONSENTD_STEPS").unwrap_or(DIVIDED_STEPS);
         let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
         histories(&[], first + divided::DIVIDED_FROM, wanted);
+    }
+}
+
+#[test]
+fn so_it_is_of_several_partitions_with_saved_tables_some_businesses_memories_and_erases() {
+    if number("CONSENTD_SEED").is_none() {
+        let wanted = number("CONSENTD_STEPS").unwrap_or(DIVIDED_STEPS);
+        let first = number("CONSENTD_FROM").unwrap_or(FIRST_SEED);
+        histories(&[], first + divided::FULLER_FROM, wanted);
     }
 }
 

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::applier::{Applier, MAX_RETAINED_PAIRS};
 use self::change_publisher::ChangePublisher;
-pub use self::partitions::Followers;
+pub use self::partitions::{Followers, by_partition, held_once_loaded};
 use self::report::Report;
 use self::scheduler::{
     BUCKET_TIMEOUT, BucketRequest, PageRequest, RETRY_INTERVAL, ReadFailure, Scheduler, Task,

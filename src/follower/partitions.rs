@@ -331,15 +331,9 @@ impl Followers {
 
     /// Holds the businesses that were added, once all of their partitions hold them and were loaded.
     fn hold_loaded(&self, fleet: &Fleet) {
-        let Some(ids) = fleet.wanted.ids() else { return self.hold(Businesses::All) };
+        let table_of = |number| fleet.running.get(&number).map(|running| running.table.clone());
         let held = self.tables.businesses();
-        let is_held = |id: &&str| {
-            BusinessId::parse(id)
-                .is_ok_and(|business| held.holds(business) || fleet.has_loaded(business))
-        };
-        // All of these ids were parsed before.
-        let loaded = BusinessSet::of(ids.filter(is_held)).unwrap_or_default();
-        self.hold(Businesses::only(loaded));
+        self.hold(held_once_loaded(fleet.layout, &fleet.wanted, &held, table_of));
     }
 
     fn hold(&self, businesses: Businesses) {
@@ -352,16 +346,6 @@ impl Followers {
 }
 
 impl Fleet {
-    /// Whether all partitions of a business hold it, and were loaded.
-    fn has_loaded(&self, business: BusinessId<'_>) -> bool {
-        self.layout.partitions_of(business.tag()).all(|number| {
-            self.running.get(&number).is_some_and(|Running { table, .. }| {
-                let is_loaded = table.freshness().validity != Validity::Loading;
-                is_loaded && table.businesses().holds(business)
-            })
-        })
-    }
-
     /// Waits until an aborted task has ended. Returns false if another one ended.
     async fn ended(&mut self, id: Id) -> bool {
         let ended = self.tasks.join_next_with_id().await;
@@ -371,8 +355,34 @@ impl Fleet {
     }
 }
 
+/// The businesses of `wanted` that questions may be answered about: those that are `held` already, and those that
+/// all of their partitions hold and were loaded.
+#[must_use]
+pub fn held_once_loaded(
+    layout: Layout,
+    wanted: &Businesses,
+    held: &Businesses,
+    table_of: impl Fn(u32) -> Option<Table>,
+) -> Businesses {
+    let Some(ids) = wanted.ids() else { return Businesses::All };
+    let has_loaded = |business: BusinessId<'_>| {
+        layout.partitions_of(business.tag()).all(|number| {
+            table_of(number).is_some_and(|table| {
+                let is_loaded = table.freshness().validity != Validity::Loading;
+                is_loaded && table.businesses().holds(business)
+            })
+        })
+    };
+    let is_held = |id: &&str| {
+        BusinessId::parse(id).is_ok_and(|business| held.holds(business) || has_loaded(business))
+    };
+    // All of these ids were parsed before.
+    Businesses::only(BusinessSet::of(ids.filter(is_held)).unwrap_or_default())
+}
+
 /// The businesses that each partition is followed for.
-fn by_partition(layout: Layout, wanted: &Businesses) -> BTreeMap<u32, Businesses> {
+#[must_use]
+pub fn by_partition(layout: Layout, wanted: &Businesses) -> BTreeMap<u32, Businesses> {
     let Some(ids) = wanted.ids() else {
         return layout.all().map(|number| (number, Businesses::All)).collect();
     };

@@ -28,7 +28,7 @@ use consentd_core::record::{HistoryEntry, Link, Record, Revision};
 use consentd_core::state::{ChoiceKind, State};
 use consentd_core::time::Timestamp;
 use consentd_ledger::{
-    Appended, Change, LedgerError, Read, StoredRecord, UnreadableRecord, Update,
+    Appended, Change, LedgerError, Read, StoredRecord, UnreadableRecord, Update, Version,
 };
 
 /// The most ids of one person at a business. A link that would exceed it is refused.
@@ -110,6 +110,12 @@ impl LinkedIds {
     pub(super) fn unread(&self) -> Vec<Key> {
         let unread = self.ids.iter().filter(|id| id.stored.is_none());
         unread.map(|id| id.key).collect()
+    }
+
+    /// The versions of the records that were read.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (Key, Version)> {
+        let read = |id: &LinkedId| Some((id.key, id.stored.as_ref()?.version));
+        self.ids.iter().filter_map(read)
     }
 
     pub(super) fn len(&self) -> usize {

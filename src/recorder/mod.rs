@@ -9,8 +9,8 @@
 //! is acknowledged: see [`linked_ids`].
 //!
 //! In reading order: this file, `transaction` (the events of one pair, from reading to the result),
-//! `pair_update` (what events make of a record; pure), [`linked_ids`] and `propagation` (copies of
-//! denials; pure, and on the ledger), `append_tracker` (when an append is acknowledged),
+//! `pair_update` (what events make of a record; pure), [`linked_read`], [`linked_ids`] and `propagation` (what
+//! linked ids say, and copies of denials; pure, and on the ledger), `append_tracker` (when an append is acknowledged),
 //! [`replay_denials`] (recording again what a failover lost), `erase`.
 
 mod append_tracker;
@@ -23,6 +23,7 @@ mod erase;
 mod former;
 mod keyword_match;
 pub mod linked_ids;
+pub mod linked_read;
 mod message_references;
 mod pair_update;
 #[cfg(test)]
@@ -292,7 +293,7 @@ impl Recorder {
         transactions = self.read_pairs(secret, transactions, results).await;
         let mut propagations = Vec::new();
         for attempt in 0..MAX_TRIES {
-            let mut prepared = self.prepare(secret, transactions, results).await;
+            let mut prepared = self.prepare(tracker, secret, transactions, results).await;
             let changes: Vec<_> =
                 prepared.iter_mut().flat_map(PreparedTransaction::take_changes).collect();
             let count = changes.len();
@@ -384,6 +385,7 @@ impl Recorder {
     /// Applies the rules to the events of every pair. A pair that cannot be read fails here.
     async fn prepare<'a>(
         &self,
+        tracker: &AppendTracker<'_>,
         secret: &KeySecret,
         transactions: Vec<PairTransaction<'a>>,
         results: &mut Results,
@@ -393,9 +395,14 @@ impl Recorder {
         if transactions.iter().any(|one| !one.others.is_empty()) {
             claimed.extend(transactions.iter().map(|one| one.key));
         }
+        let linked_ids = self.read_all_linked_ids(tracker, secret, &transactions).await;
         let mut prepared = Vec::with_capacity(transactions.len());
-        for transaction in transactions {
-            match self.update_pair(secret, &transaction, &mut claimed).await {
+        for (transaction, linked_ids) in transactions.into_iter().zip(linked_ids) {
+            let update = match linked_ids {
+                Ok(ids) => self.update_pair(secret, &transaction, ids, &mut claimed).await,
+                Err(refusal) => Err(refusal),
+            };
+            match update {
                 Ok(update) => prepared.push(transaction.prepared(update)),
                 Err(refusal) => transaction.fail(&refusal, results),
             }

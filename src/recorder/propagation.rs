@@ -7,7 +7,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::append_tracker::AppendTracker;
-use super::linked_ids::{LinkedIds, MAX_IDS, PropagationRound, Step, last_revision, places};
+use super::linked_ids::{
+    LinkedIds, MAX_IDS, PropagationRound, Step, known_link, last_revision, places,
+};
+use super::linked_read::LinkedRead;
 use super::pair_update::{LinkedState, PairUpdate, Propagation};
 use super::sent_changes::Origin;
 use super::transaction::{PairTransaction, Results};
@@ -15,12 +18,12 @@ use super::{MAX_TRIES, Recorded, Recorder, Refusal, pause};
 use consentd_core::event::What;
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::partition::Layout;
-use consentd_core::record::{Link, Revision};
+use consentd_core::record::{Link, Record, Revision};
 use consentd_core::submission::Submission;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord};
 
-/// The most pairs whose denials are propagated concurrently.
+/// The most pairs whose linked ids are read, or whose denials are propagated, concurrently.
 const MAX_CONCURRENT: usize = 64;
 
 /// A pair whose own change is durable, and which has events that must hold under all linked ids
@@ -75,40 +78,67 @@ impl LinkedChanges {
 }
 
 impl Recorder {
-    /// Reads the linked ids of a pair's user, transitively, if the pair's events need them.
-    pub(super) async fn read_linked_ids(
+    /// Reads the linked ids of a pair's user, transitively, if the pair's events need them. If an event takes its
+    /// time from them, their records are proven.
+    async fn read_linked_ids(
         &self,
+        tracker: &AppendTracker<'_>,
         secret: &KeySecret,
         transaction: &PairTransaction<'_>,
-        stored: &StoredRecord,
     ) -> Result<Option<LinkedIds>, Refusal> {
+        let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
         let has_links = !stored.record.links.is_empty();
-        let needs_ids =
-            |one: &Submission| is_link(&one.event.what) || has_links && is_untimed_denial(one);
-        if !transaction.submissions().any(needs_ids) {
+        let is_timed_by_ids = |one: &Submission| {
+            has_links && is_untimed_denial(one)
+                || is_new_link(one, &stored.record, secret) && one.event.time.is_none()
+        };
+        let must_time = transaction.submissions().any(is_timed_by_ids);
+        if !must_time && !transaction.submissions().any(|one| is_link(&one.event.what)) {
             return Ok(None);
         }
         let Some(first) = transaction.submissions().next() else { return Ok(None) };
-        let mut ids = LinkedIds::new(secret, &first.event.business_id, &first.event.user_id);
-        ids.set_record(transaction.key, stored.clone());
+        let pair = (&*first.event.user_id, &*first.event.business_id);
+        let own = (transaction.key, stored.clone());
+        let mut read = LinkedRead::new(secret, pair, own, must_time && self.ledger.can_fail_over());
         for other in transaction.submissions().filter_map(|one| linked_id(&one.event.what)) {
-            ids.add(other);
+            read.add(other);
         }
         for (key, other) in &transaction.others {
-            ids.set_record(*key, other.clone());
+            read.set_record(*key, other.clone());
         }
-        // The loop ends: each iteration reads ids that were unknown before, and their number is
-        // bounded.
-        loop {
-            let unread = ids.unread();
-            if unread.is_empty() {
-                return Ok(Some(ids));
+        for attempt in 0..MAX_TRIES {
+            // The loop ends: each iteration reads ids that were unknown before, and their number is
+            // bounded.
+            let changes = loop {
+                match read.step() {
+                    Step::Read(keys) => read.read(&keys, self.ledger.read(keys.clone()).await?)?,
+                    Step::Append(changes) => break changes,
+                }
+            };
+            if changes.is_empty() {
+                return Ok(Some(read.into_ids()));
             }
-            let read = self.ledger.read(unread.clone()).await?;
-            for (key, other) in unread.iter().zip(read.pairs) {
-                ids.set_record(*key, other?);
+            let keys: Vec<Key> = changes.iter().map(|change| change.key).collect();
+            let appended = tracker.append(changes, Origin::Propagation).await?;
+            if read.appended(&keys, appended)? {
+                return Ok(Some(read.into_ids()));
             }
+            pause(attempt).await;
         }
+        Err(Refusal::Contended)
+    }
+
+    /// Reads the linked ids of these pairs' users, if their events need them: see
+    /// [`read_linked_ids`](Self::read_linked_ids).
+    pub(super) async fn read_all_linked_ids(
+        &self,
+        tracker: &AppendTracker<'_>,
+        secret: &KeySecret,
+        transactions: &[PairTransaction<'_>],
+    ) -> Vec<Result<Option<LinkedIds>, Refusal>> {
+        let reads = transactions.iter().map(|one| self.read_linked_ids(tracker, secret, one));
+        let reads: Vec<_> = reads.collect();
+        stream::iter(reads).buffered(MAX_CONCURRENT).collect().await
     }
 
     /// Propagates the denials and links of pairs, and sets the results of their events.
@@ -165,6 +195,15 @@ impl Recorder {
 
 fn is_link(what: &What) -> bool {
     matches!(what, What::Link { .. })
+}
+
+/// Whether an event links its id to one that the record does not name yet.
+fn is_new_link(submission: &Submission, record: &Record, secret: &KeySecret) -> bool {
+    linked_id(&submission.event.what).is_some_and(|other| {
+        let business_id = &submission.event.business_id;
+        let other = secret.read(other, business_id);
+        other.is_ok_and(|other| known_link(record, secret, business_id, other).is_none())
+    })
 }
 
 /// Whether an event without a time denies something, or may: it is stamped by the ledger's clock, but

@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use super::keyword_match::keyword_match;
+use super::linked_ids::LinkedIds;
 use super::pair_update::{PairUpdate, Propagation};
 use super::propagation::{self, LinkedChanges, PendingPropagation};
 use super::{Recorded, Recorder, Refusal, linked_ids};
@@ -249,18 +250,18 @@ impl<'a> PreparedTransaction<'a> {
 }
 
 impl Recorder {
-    /// Applies the rules to the events of a pair. `claimed` are the keys that the append changes
-    /// already; the changes of linked ids are added to it.
+    /// Applies the rules to the events of a pair, whose linked ids were read if they are needed. `claimed` are the
+    /// keys that the append changes already; the changes of linked ids are added to it.
     pub(super) async fn update_pair(
         &self,
         secret: &KeySecret,
         transaction: &PairTransaction<'_>,
+        linked_ids: Option<LinkedIds>,
         claimed: &mut HashSet<Key>,
     ) -> Result<PreparedUpdate, Refusal> {
         let clock = transaction.clock;
         let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
         let history = self.history_for(transaction, stored).await?;
-        let linked_ids = self.read_linked_ids(secret, transaction, stored).await?;
         let keywords = self.keywords.of(transaction.business_id());
         let update = PairUpdate::new(stored, clock, keywords, history.as_ref());
         let mut update = update.with_linked(propagation::linked_state(linked_ids.as_ref()));

@@ -50,9 +50,9 @@ impl Erasing {
 
 /// A pair that is erased again, as of the time at which it was.
 pub struct ErasingAgain {
-    time: Timestamp,
+    pub time: Timestamp,
     /// What the tombstone took that happened later, once the tombstone is there.
-    later: Option<(Vec<Effect>, Vec<Link>)>,
+    pub later: Option<(Vec<Effect>, Vec<Link>)>,
 }
 
 /// Whether a pair was erased then or later.
@@ -61,7 +61,7 @@ pub fn erased_before(said: &Said, time: Option<Timestamp>) -> bool {
 }
 
 /// What a state says of later than that: the events that made it.
-fn later_than(state: &State, time: Timestamp) -> Vec<Effect> {
+pub fn later_than(state: &State, time: Timestamp) -> Vec<Effect> {
     let mut effects = Vec::new();
     for (scope, said) in &state.scopes {
         effects.extend(said.opt_out.map(|at| Effect::Choice(scope.clone(), Choice::opt_out(at))));

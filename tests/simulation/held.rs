@@ -6,7 +6,7 @@ use consentd_core::businesses::{BusinessSet, Businesses};
 use consentd_core::id::Key;
 use consentd_ledger::{LogEntry, UndecodedEntry};
 
-use crate::ledger::{BUSINESS, USERS, user};
+use crate::ledger::{BUSINESS, HAS_TEMPLATE, USERS, user};
 use crate::oracle::Violation;
 use crate::random::Random;
 use crate::round::LIVE_WITHIN;
@@ -14,7 +14,7 @@ use crate::sidecar::Brought;
 use crate::world::{Happening, MILLI, World};
 
 /// The business of the last users, in these histories.
-const OTHER: &str = "stall";
+pub const OTHER: &str = "stall";
 /// The users below this are of [`BUSINESS`] in every history.
 const OTHERS_FROM: usize = 4;
 
@@ -25,7 +25,8 @@ thread_local! {
 
 /// The business of a user.
 pub fn business_of(number: usize) -> &'static str {
-    if TWO.get() && number >= OTHERS_FROM { OTHER } else { BUSINESS }
+    let is_template = HAS_TEMPLATE.get() && number == USERS - 1;
+    if TWO.get() && number >= OTHERS_FROM && !is_template { OTHER } else { BUSINESS }
 }
 
 /// The business of the user with this id.
@@ -36,7 +37,7 @@ pub fn business_of_id(user_id: &str) -> &'static str {
 /// What the sidecar is to hold.
 pub struct Held {
     pub wanted: Businesses,
-    random: Random,
+    pub random: Random,
 }
 
 impl Held {
@@ -46,6 +47,11 @@ impl Held {
         let mut random = Random::new(seed ^ 0x6865_6c64);
         let wanted = if has_two { some(random.percent(50)) } else { Businesses::All };
         Self { wanted, random }
+    }
+
+    /// More is to be held than before, or less.
+    pub fn turn(&mut self) {
+        self.wanted = some(self.wanted != some(true));
     }
 }
 
@@ -58,8 +64,7 @@ impl World {
     /// The sidecar is told from now and then to hold more or less.
     pub fn hold_others(&mut self) {
         if self.faulty && self.held.random.percent(60) {
-            let has_both = self.held.wanted == some(true);
-            self.held.wanted = some(!has_both);
+            self.held.turn();
             let brought = Brought::Held(self.held.wanted.clone());
             self.after(0, Happening::Brought(self.life, brought));
         }

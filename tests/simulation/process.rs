@@ -28,23 +28,23 @@ pub const WRITERS: usize = 3;
 pub const OWN: usize = 0;
 
 /// A process with a follower of its own, which misses nothing and is not simulated.
-const ELSEWHERE: usize = 1;
+pub const ELSEWHERE: usize = 1;
 
 /// How many processes have a memory.
 pub const PROCESSES: usize = 2;
 
 /// How often a process looks for what to give back.
-const PAUSE: u64 = 200 * MILLI;
+pub const PAUSE: u64 = 200 * MILLI;
 
 /// How soon it goes on after each.
-const NEXT: u64 = 2 * MILLI;
+pub const NEXT: u64 = 2 * MILLI;
 
 /// A process with a memory.
 #[derive(Default)]
 pub struct Process {
-    memory: ReplayBuffer,
+    pub memory: ReplayBuffer,
     /// What is being given back: its number in the memory.
-    giving: Option<u64>,
+    pub giving: Option<u64>,
 }
 
 /// Something that a process wrote to some branch, and must give back should the ledger lack it.
@@ -56,14 +56,14 @@ pub enum Owed {
 }
 
 impl Owed {
-    fn number(&self) -> usize {
+    pub fn number(&self) -> usize {
         match self {
             Self::Denied(number, _) | Self::Linked(number, ..) | Self::Erased(number, _) => *number,
         }
     }
 
     /// Whether a record has it, or was erased since.
-    fn is_in(&self, said: Option<&Said>) -> bool {
+    pub fn is_in(&self, said: Option<&Said>) -> bool {
         let Some(said) = said else { return false };
         match self {
             Self::Denied(_, effect) => {

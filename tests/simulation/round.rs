@@ -30,7 +30,7 @@ const BUSY_BOUND: Duration = Duration::from_secs(1);
 const BUSY_PAGE: usize = 8;
 
 /// How long processes may take to give back all that they remember, where all is well.
-const GIVEN_BACK_WITHIN: u64 = 300 * SECOND;
+pub const GIVEN_BACK_WITHIN: u64 = 300 * SECOND;
 
 /// How long a bucket takes to be read and compared.
 const SCRUBBED_WITHIN: u64 = 150 * MILLI;

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use consentd::follower::state_machine::{Attempt, WarmStart};
 use consentd::table::TableImage;
+use consentd_core::businesses::Businesses;
 use consentd_core::id::KeySecret;
 use consentd_core::time::Timestamp;
 use consentd_ledger::{Identity, Position};
+use consentd_os::clock::Moment;
 
-use crate::ledger::{BUSINESS, user};
+use crate::held::business_of;
+use crate::ledger::user;
 use crate::oracle::Guards;
 use crate::random::Random;
+use crate::sidecar::Sidecar;
 use crate::world::{Happening, MILLI, World};
 
 /// In histories from this seed on tables are saved, and sidecars start from them. Those before are
@@ -21,9 +25,11 @@ pub const SAVING_FROM: u64 = 1 << 40;
 const SHARDS: usize = 1 << 10;
 
 /// A table of which a part was written.
-struct Begun {
+pub struct Begun {
     from: Position,
     attempt: Attempt,
+    /// The businesses that it held, and how many additions it had seen.
+    businesses: (Businesses, u64),
     seen: Timestamp,
     bytes: Vec<u8>,
     guards: Guards,
@@ -32,6 +38,8 @@ struct Begun {
 /// A table that was saved.
 pub struct File {
     pub warm: WarmStart,
+    /// The businesses that it holds: a sidecar that is to hold others does not start from it.
+    pub businesses: Businesses,
     pub identity: Arc<Identity>,
     pub seen: Timestamp,
     bytes: Vec<u8>,
@@ -48,8 +56,8 @@ impl File {
 
 /// What saves the tables of a history, with a chance of its own.
 pub struct Saver {
-    random: Random,
-    begun: Option<Begun>,
+    pub random: Random,
+    pub begun: Option<Begun>,
     pub file: Option<File>,
 }
 
@@ -68,7 +76,7 @@ impl Saver {
 
 /// The shard of a user's pair.
 fn shard(secret: &KeySecret, number: usize) -> usize {
-    let (high, _) = secret.read(user(number), BUSINESS).unwrap().halves();
+    let (high, _) = secret.read(user(number), business_of(number)).unwrap().halves();
     usize::try_from(high >> 54).unwrap()
 }
 
@@ -101,21 +109,20 @@ impl World {
     /// Begins to save the table, or ends it: where it may be.
     pub fn save(&mut self) {
         let Some(mut saver) = self.saver.take() else { return };
-        let wait = saver.random.pick(&[5, 40, 400, 3_000]) * MILLI;
+        let (wait, moment) = (saver.random.pick(&[5, 40, 400, 3_000]) * MILLI, self.moment());
         self.after(wait, Happening::Saved);
         if self.frozen_until <= self.now {
             match saver.begun.take() {
                 None => {
-                    saver.begun = self.begin_saving();
+                    saver.begun = self.sidecar.begin_saving(moment);
                     // So that an entry which is replayed may be lost before the replay.
                     if self.faulty && saver.begun.is_some() && saver.random.percent(20) {
                         self.replica_lags = true;
                     }
                 }
                 Some(begun) => {
-                    let cut = saver.random.index(SHARDS + 1);
-                    let hash = saver.random.bytes();
-                    if let Some(file) = self.finish_saving(&begun, cut, hash) {
+                    let random = &mut saver.random;
+                    if let Some(file) = self.sidecar.finish_saving(&begun, random, moment) {
                         saver.file = Some(file);
                     }
                 }
@@ -132,35 +139,48 @@ impl World {
             }
         }
     }
+}
 
-    fn begin_saving(&mut self) -> Option<Begun> {
-        let moment = self.moment();
-        self.sidecar.may_save(moment)?;
-        let (seen, bytes) = self.sidecar.saved();
-        let machine = self.sidecar.scheduler().state_machine();
-        let guards = self.sidecar.guards.clone();
-        Some(Begun { from: machine.position(), attempt: machine.attempt(), seen, bytes, guards })
+impl Sidecar {
+    fn businesses(&self) -> (Businesses, u64) {
+        let machine = self.scheduler().state_machine();
+        (machine.held().clone(), machine.addition())
     }
 
-    /// The shards before `cut` are as they were when it was begun, the others as they are now.
-    fn finish_saving(&mut self, begun: &Begun, cut: usize, hash: [u8; 32]) -> Option<File> {
-        let moment = self.moment();
-        let accepted = self.sidecar.may_save(moment)?;
-        let machine = self.sidecar.scheduler().state_machine();
-        if machine.attempt() != begun.attempt {
+    pub fn begin_saving(&mut self, moment: Moment) -> Option<Begun> {
+        self.may_save(moment)?;
+        let (seen, bytes) = self.saved();
+        let machine = self.scheduler().state_machine();
+        let (from, attempt) = (machine.position(), machine.attempt());
+        let (businesses, guards) = (self.businesses(), self.guards.clone());
+        Some(Begun { from, attempt, businesses, seen, bytes, guards })
+    }
+
+    /// The shards before a cut are as they were when it was begun, the others as they are now.
+    pub fn finish_saving(
+        &mut self,
+        begun: &Begun,
+        random: &mut Random,
+        moment: Moment,
+    ) -> Option<File> {
+        let (cut, hash): (_, [u8; 32]) = (random.index(SHARDS + 1), random.bytes());
+        let accepted = self.may_save(moment)?;
+        let machine = self.scheduler().state_machine();
+        if machine.attempt() != begun.attempt || self.businesses() != begun.businesses {
             return None;
         }
         let (from, until) = (begun.from, machine.position());
-        let (_, now) = self.sidecar.saved();
+        let (_, now) = self.saved();
         // A table that is saved for real has one list of profiles for all of its shards.
         let cut = if lists_begin_alike(&begun.bytes, &now) { cut } else { 0 };
         let before = &begun.bytes[..length(&begun.bytes, cut)];
         let bytes = [before, &now[length(&now, cut)..]].concat();
-        let identity = self.sidecar.identity()?;
+        let identity = self.identity()?;
         let secret = &identity.secret;
-        let guards = begun.guards.or(&self.sidecar.guards, |number| shard(secret, number) >= cut);
+        let guards = begun.guards.or(&self.guards, |number| shard(secret, number) >= cut);
         let seal = secret.digest(&hash);
         let warm = WarmStart { from, until, accepted, hash, seal };
-        Some(File { warm, identity, seen: begun.seen, bytes, guards })
+        let (businesses, seen) = (begun.businesses.0.clone(), begun.seen);
+        Some(File { warm, businesses, identity, seen, bytes, guards })
     }
 }

@@ -7,6 +7,7 @@ mod cluster;
 mod cluster_rows;
 mod entries;
 mod failovers;
+mod former_reads;
 pub mod history;
 pub mod load;
 mod losses;

@@ -153,6 +153,11 @@ impl Proxy {
         self.reset();
     }
 
+    /// Another server for the connections that come; those that there are stay with the last one.
+    pub fn new_connections_lead_to(&self, upstream: &str) {
+        upstream.clone_into(&mut self.shared.upstream.lock().unwrap());
+    }
+
     /// What happens to connections that send commands.
     pub fn commands(&self, faults: Faults) {
         self.shared.weather.send_modify(|weather| weather.commands = faults);

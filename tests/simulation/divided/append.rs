@@ -7,13 +7,18 @@ use std::sync::Arc;
 
 use consentd::recorder::sent_changes::Origin;
 use consentd_core::id::Key;
-use consentd_ledger::{AppendReceipt, Appended, Change, LedgerError, StoredRecord};
+use consentd_core::record::Record;
+use consentd_ledger::{
+    AppendReceipt, Appended, Change, LedgerError, Position, StoredRecord, UnreadableRecord,
+};
 
-use super::recorder::{OWN, Step};
+use super::process::OWN;
+use super::recorder::Step;
 use super::world::World;
 use crate::append::version;
 use crate::ledger::{Said, Stored};
 use crate::oracle::is_denial;
+use crate::process::process_of;
 use crate::sidecar::true_time;
 use crate::world::MILLI;
 
@@ -30,6 +35,28 @@ fn unknown() -> AppendReceipt {
     AppendReceipt { outcome, partition: 0, head_prefix: 0, maybe_written: true }
 }
 
+/// The pair's record as an append finds it.
+pub fn record_of(stored: Option<&Stored>) -> Result<StoredRecord, UnreadableRecord> {
+    let record = stored.map_or_else(|| Ok(Record::default()), |stored| stored.said.record());
+    record.map(|record| StoredRecord { version: version(stored), record })
+}
+
+/// What is appended for.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Purpose {
+    /// The change of the event's own pair.
+    #[default]
+    Event,
+    /// To prove what was read of the other ids.
+    Proof,
+    /// The changes of the other ids.
+    Propagation,
+    /// Tombstones, or the one of an erase that is given back, or what happened after that.
+    Erase,
+    EraseAgain,
+    Later,
+}
+
 /// What is being appended.
 #[derive(Default)]
 pub struct Pending {
@@ -38,18 +65,19 @@ pub struct Pending {
     /// The owners that took a part of it, by their terms.
     pub terms: Vec<(usize, u64)>,
     pub first: u64,
-    pub is_propagation: bool,
+    pub purpose: Purpose,
 }
 
 impl World {
     /// Appends changes, those of each partition by themselves, at moments of their own.
-    pub fn append_all(&mut self, index: usize, changes: Vec<Change>, is_propagation: bool) {
+    pub fn append_all(&mut self, index: usize, changes: Vec<Change>, purpose: Purpose) {
         let parts: BTreeSet<usize> =
             changes.iter().map(|change| self.place_of(change.key)).collect();
-        let origin = if is_propagation { Origin::Propagation } else { Origin::Event };
+        let is_copied = matches!(purpose, Purpose::Proof | Purpose::Propagation);
+        let origin = if is_copied { Origin::Propagation } else { Origin::Event };
         let recorder = &mut self.recorders[index];
-        if index == OWN {
-            for at in &parts {
+        if process_of(index) == Some(OWN) {
+            for at in parts.iter().filter(|at| self.partitions[**at].is_followed) {
                 let position = &self.partitions[*at].position;
                 let partition = u32::try_from(*at).unwrap();
                 let noted = || (position.clone(), position.now());
@@ -58,7 +86,7 @@ impl World {
         }
         let first = recorder.sent.send(&changes, origin);
         let receipts = changes.iter().map(|_| None).collect();
-        recorder.pending = Pending { changes, receipts, terms: Vec::new(), first, is_propagation };
+        recorder.pending = Pending { changes, receipts, terms: Vec::new(), first, purpose };
         let mut latest = 0;
         for at in parts {
             let wait = self.soon();
@@ -74,7 +102,7 @@ impl World {
     }
 
     pub fn append_part(&mut self, index: usize, at: usize) {
-        if self.recorders[index].pending.is_propagation && self.random.percent(KILLED) {
+        if self.recorders[index].pending.purpose != Purpose::Event && self.random.percent(KILLED) {
             return self.recorder_fails(index);
         }
         let loss = self.partitions[at].wire.page_loss / 2;
@@ -86,7 +114,14 @@ impl World {
         for place in 0..pending.changes.len() {
             let change = &pending.changes[place];
             if self.place_of(change.key) == at {
-                let receipt = self.append_one(at, term, change);
+                let (receipt, wrote) = self.append_one(at, term, change);
+                if wrote.is_some() && matches!(pending.purpose, Purpose::Event | Purpose::Erase) {
+                    let number = self.partitions[at].primary.number_of(change.key).unwrap();
+                    self.owes(index, number, change);
+                }
+                if pending.purpose == Purpose::Event {
+                    self.recorders[index].wrote.extend(wrote);
+                }
                 pending.receipts[place] = Some(receipt);
             }
         }
@@ -105,7 +140,13 @@ impl World {
         self.recorders[index].pending = pending;
     }
 
-    fn append_one(&mut self, at: usize, term: u64, change: &Change) -> AppendReceipt {
+    /// What comes of one change at the owner of that term, and where it was written, if it was.
+    fn append_one(
+        &mut self,
+        at: usize,
+        term: u64,
+        change: &Change,
+    ) -> (AppendReceipt, Option<Position>) {
         let now = true_time(self.time());
         let partition = &mut self.partitions[at];
         let is_current = partition.term == term;
@@ -121,12 +162,16 @@ impl World {
             maybe_written: false,
         };
         if version(server.stored[number].as_ref()) != change.base {
-            return receipt(Appended::Conflict(Ok(StoredRecord::default())), None);
+            let stored = record_of(server.stored[number].as_ref());
+            return (receipt(Appended::Conflict(stored), None), None);
         }
+        let mut wrote = None;
         if let Some(update) = &change.update {
             let said = Rc::new(Said::of(update.record.clone()));
+            let is_tombstone = said.is_tombstone();
             self.acks.written(number, &said);
             let entry = server.append(&mut self.random, number, said, now, true);
+            wrote = Some(server.end());
             if is_current {
                 if self.plan.log < 1_000_000 {
                     let trimmed = server.end().revision.saturating_sub(self.plan.log);
@@ -135,6 +180,9 @@ impl World {
                 let now = self.now;
                 self.partitions[at].know(now);
                 self.announce(at, &entry);
+                if is_tombstone {
+                    self.names_nobody(number);
+                }
             } else {
                 self.know_branch(at);
                 if self.random.percent(50) {
@@ -148,14 +196,14 @@ impl World {
             _ => &partition.primary,
         };
         let stored = server.stored[number].as_ref();
-        receipt(Appended::Committed(version(stored).revision), stored)
+        (receipt(Appended::Committed(version(stored).revision), stored), wrote)
     }
 
     /// What is not answered by the owner of today, by the word of most nodes, is unknown.
     pub fn appended(&mut self, index: usize) {
         let now = self.now;
         let pending = std::mem::take(&mut self.recorders[index].pending);
-        let Pending { changes, receipts, terms, first, is_propagation } = pending;
+        let Pending { changes, receipts, terms, first, purpose } = pending;
         let is_proven = |change: &Change| {
             let at = self.place_of(change.key);
             let partition = &self.partitions[at];
@@ -169,15 +217,20 @@ impl World {
         let recorder = &mut self.recorders[index];
         recorder.sent.answered(first, &receipts);
         let outcomes: Vec<Appended> = receipts.into_iter().map(|it| it.outcome).collect();
-        if is_propagation {
-            return self.propagated(index, &changes, &outcomes);
+        match purpose {
+            Purpose::Event => {}
+            Purpose::Proof => return self.is_proven(index, &changes, outcomes),
+            Purpose::Propagation => return self.propagated(index, &changes, &outcomes),
+            Purpose::Erase => return self.leaves_tombstones(index, outcomes),
+            Purpose::EraseAgain => return self.has_erased_again(index, outcomes.first()),
+            Purpose::Later => return self.has_recorded_later(index, outcomes.first()),
         }
         match outcomes.first() {
             Some(Appended::Committed(revision)) => {
                 recorder.revision = *revision;
                 let denies = recorder.effects.iter().any(is_denial);
                 let links = recorder.link_time.is_some();
-                if recorder.is_linked && (denies || links) {
+                if recorder.is_linked && (denies || links) && !recorder.leaves_no_trace {
                     self.propagate(index);
                 } else {
                     let wait = self.soon();

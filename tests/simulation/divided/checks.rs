@@ -12,7 +12,8 @@ use consentd_core::standing::Facts;
 use consentd_core::state::Effect;
 
 use super::world::World;
-use crate::ledger::{BUSINESS, CATEGORIES, USERS, covers, user};
+use crate::held::business_of;
+use crate::ledger::{BUSINESS, CATEGORIES, USERS, covers, secret, user};
 use crate::oracle::{Ack, Violation};
 use crate::round::LIVE_WITHIN;
 use crate::world::MILLI;
@@ -46,7 +47,7 @@ pub struct Strong {
 fn request(user_id: usize, category: usize, template: bool) -> CheckRequest<'static> {
     CheckRequest {
         user_id: user(user_id),
-        business_id: BUSINESS,
+        business_id: business_of(user_id),
         category: CATEGORIES[category],
         form: Ok(Form::Template),
         min_revision: 0,
@@ -62,9 +63,15 @@ impl World {
 
     /// The partitions that an answer rests on.
     fn rests_on(&self, user: usize, template: bool) -> Vec<usize> {
-        // What is known of a template, and of its account, is in one partition.
-        let known = template.then_some(self.place[OF_TEMPLATE]);
+        // What is known of a template, and of its account, is in one partition of the business.
+        let known = template.then(|| self.place_of_template(business_of(user)));
         known.into_iter().chain([self.place[user]]).collect()
+    }
+
+    fn place_of_template(&self, business: &str) -> usize {
+        let secret = secret(self.partitions[0].primary.secret);
+        let key = secret.read(user(OF_TEMPLATE), business).unwrap();
+        usize::try_from(self.layout.partition_of(key)).unwrap()
     }
 
     /// Properties 4 and 5, of one answer: it is as current as all that it rests on, and no less.
@@ -82,6 +89,15 @@ impl World {
         let about = || format!("user {user}, {}, template {template}", CATEGORIES[category]);
         let nothing = |error: CheckError| Violation::new(5, format!("{}: {error}", about()));
         let answer = self.ask(&request(user, category, template));
+        if !self.is_held(user) {
+            return match answer {
+                Err(CheckError::NotHeld(_) | CheckError::NotReady) => Err(Violation::new(0, "")),
+                answer => {
+                    let why = format!("{}: {answer:?}, and the business is not held", about());
+                    Err(Violation::new(4, why))
+                }
+            };
+        }
         let Ok(answer) = answer else {
             let unloaded = rests_on.iter().any(|at| self.is_loading(*at));
             return match answer {
@@ -120,7 +136,7 @@ impl World {
 
     /// Whether the template may be sent to anybody as this class.
     fn allows_template(&self, category: usize) -> Result<bool, Violation> {
-        for user in 0..OF_TEMPLATE {
+        for user in (0..OF_TEMPLATE).filter(|user| business_of(*user) == BUSINESS) {
             match self.judged(user, category, true) {
                 Ok(it) if it.decision.allowed() && it.stricter.is_none() => return Ok(true),
                 Ok(_) | Err(Violation { property: 0, .. }) => {}
@@ -196,7 +212,9 @@ impl World {
         let checked = self.checker.check_many_at(requests.iter().copied(), || moment, each);
         if checked.is_err() {
             // A table that was never loaded: the sidecar is not ready.
-            let never = (0..self.partitions.len()).any(|at| self.is_loading(at));
+            let mut followed =
+                (0..self.partitions.len()).filter(|at| self.partitions[*at].is_followed);
+            let never = followed.any(|at| self.is_loading(at));
             return if never { Ok(()) } else { Err(Violation::new(5, "no answer to a batch")) };
         }
         for (request, answer) in requests.iter().zip(&batch) {
@@ -280,7 +298,10 @@ impl World {
     pub fn converged(&mut self) -> Result<(), Violation> {
         let moment = self.moment();
         for at in 0..self.partitions.len() {
-            let partition = &mut self.partitions[at];
+            if !self.partitions[at].is_followed {
+                continue;
+            }
+            let partition = &self.partitions[at];
             let position = partition.sidecar.scheduler().state_machine().position();
             if !partition.sidecar.is_live(moment) || position != partition.primary.end() {
                 let end = partition.primary.end();
@@ -290,10 +311,11 @@ impl World {
             if partition.sidecar.table.retained_pairs() > 0 {
                 continue;
             }
-            for user in (0..OF_TEMPLATE).filter(|user| self.place[*user] == at) {
-                let table = &partition.sidecar.table;
-                let pair = table.pair(user_id(user), BUSINESS).unwrap();
-                let joined = self.tables.pair(user_id(user), BUSINESS).unwrap();
+            let is_here = |user: &usize| self.place[*user] == at && self.is_held(*user);
+            for user in (0..OF_TEMPLATE).filter(is_here) {
+                let (table, business) = (&partition.sidecar.table, business_of(user));
+                let pair = table.pair(user_id(user), business).unwrap();
+                let joined = self.tables.pair(user_id(user), business).unwrap();
                 let stored = partition.primary.stored[user].as_ref();
                 for category in 0..CATEGORIES.len() {
                     let asked = crate::ledger::category(category);

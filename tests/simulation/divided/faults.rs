@@ -213,6 +213,7 @@ impl World {
         self.partitions[at].know(now);
         self.taken += 1;
         self.partitions[at].taken += 1;
+        self.others_notice();
         if self.random.percent(70) {
             self.partitions[at].replica = self.partitions[at].primary.clone();
         }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use consentd_core::businesses::Businesses;
 use consentd_core::record::Revision;
 use consentd_ledger::{Epoch, FollowerPosition, Position};
 
 use crate::ledger::{Node, Server, USERS};
 use crate::oracle::Violation;
 use crate::past::Past;
+use crate::saved::Saver;
 use crate::sidecar::Sidecar;
 use crate::wire::Wire;
 
@@ -46,6 +48,12 @@ pub struct Partition {
     /// How often something of it was lost.
     pub taken: u64,
     pub sidecar: Sidecar,
+    /// Whether the sidecar follows it, for which businesses, and in which of its lives.
+    pub is_followed: bool,
+    pub wanted: Businesses,
+    pub life: u64,
+    /// What saves its table, where tables are saved.
+    pub saver: Option<Saver>,
     pub position: FollowerPosition,
     pub last_announced: u64,
     nodes: HashMap<(Epoch, [u8; 20]), Rc<Node>>,
@@ -71,6 +79,10 @@ impl Partition {
             wire_until: 0,
             taken: 0,
             sidecar,
+            is_followed: false,
+            wanted: Businesses::All,
+            life: 0,
+            saver: None,
             position: FollowerPosition::default(),
             last_announced: 0,
             nodes: HashMap::new(),
@@ -103,6 +115,11 @@ impl Partition {
         self.sidecar = sidecar;
         self.position = FollowerPosition::default();
         self.past.forget_questions();
+    }
+
+    /// Whether it is followed, in this life of its follower.
+    pub fn is_in(&self, life: u64) -> bool {
+        self.is_followed && self.life == life
     }
 
     /// What is wrong with it ends then, or later.

@@ -16,13 +16,19 @@ use consentd_core::partition::Layout;
 use consentd_ledger::{Announcement, LogEntry, Page};
 use consentd_os::clock::Moment;
 
+use super::Features;
 use super::checks::{Strong, Told};
+use super::held::{decoded, decoded_bucket, decoded_page};
 use super::partition::Partition;
+use super::process;
 use super::recorder::{Recorder, Step, WRITERS};
+use crate::held::Held;
 use crate::ledger::{SECRETS, Server, USERS};
 use crate::oracle::{Acks, Violation};
 use crate::plan::Plan;
+use crate::process::{Owed, PROCESSES, Process};
 use crate::random::Random;
+use crate::saved::Saver;
 use crate::sidecar::{Brought, Clocks, Sidecar, Wanted, true_time};
 use crate::world::{MILLI, SECOND};
 
@@ -46,7 +52,15 @@ pub enum Happening {
     Confirmed(usize, u64, u64, PageRequest, Page),
     /// Something reaches the sidecar, in that one of its lives.
     Brought(usize, u64, Brought),
+    /// The table of a partition is to be saved, or what was begun of that to be ended.
+    Saved(usize),
+    /// Other businesses may be held.
+    Held,
     Recorder(usize, u64, Step),
+    /// A process sees that a partition lost something.
+    Noticed(usize),
+    /// A process looks for what it has to give back, unless its recorder has begun something since.
+    LooksForLost(usize, u64),
     Synced(usize),
     Check(usize),
     Fault,
@@ -75,12 +89,18 @@ pub struct World {
     pub layout: Layout,
     /// The partition of each user.
     pub place: [usize; USERS],
+    pub held: Held,
     pub tables: Tables,
     pub checker: Checker,
     pub acks: Acks,
     pub told: Vec<Told>,
     pub strong: Vec<Strong>,
     pub recorders: Vec<Recorder>,
+    pub processes: Vec<Process>,
+    /// What each process must give back, if the ledger lacks it.
+    pub owed: Vec<(usize, Owed)>,
+    /// How often a person was erased.
+    pub erasures: u64,
     /// How often something was lost.
     pub taken: u64,
     pub life: u64,
@@ -89,13 +109,13 @@ pub struct World {
     pub kinds: Vec<super::faults::Fault>,
     /// The partitions that faults of one partition are for.
     pub victims: Vec<usize>,
-    metrics: Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
     pub writing: bool,
     pub faulty: bool,
     pub traced: bool,
 }
 
-fn plan(random: &mut Random) -> Plan {
+fn plan(random: &mut Random, features: Features) -> Plan {
     Plan {
         bound: Duration::from_secs(random.pick(&[1, 5])),
         scrub_every: random.pick(&[400, 2_000, 4_000]) * MILLI,
@@ -106,17 +126,18 @@ fn plan(random: &mut Random) -> Plan {
         buckets: random.pick(&[1, 4]),
         log: random.pick(&[300, 1_000_000]),
         strikes: false,
-        some: false,
+        some: features.some,
         people: true,
-        memories: false,
-        erases: false,
+        memories: features.memories,
+        erases: features.erases,
     }
 }
 
 impl World {
-    pub fn new(seed: u64, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(seed: u64, features: Features, metrics: &Arc<Metrics>) -> Self {
         let mut random = Random::new(seed);
-        let plan = plan(&mut random);
+        let plan = plan(&mut random, features);
+        let held = Held::new(seed, features.some);
         let (partitions, spread) = random.pick(&[(2, 2), (4, 4), (4, 2)]);
         let layout = Layout::new(partitions, spread).unwrap();
         let count = random.index(4) + 3;
@@ -128,19 +149,22 @@ impl World {
         let secret = random.index(SECRETS);
         let clocks = Clocks::default();
         let moment = clocks.moment(Duration::from_micros(BEGINS));
-        let (mut all, mut wanted) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
         for number in 0..usize::try_from(partitions).unwrap() {
             let mut primary =
                 Server::new(&mut random, secret, plan.buckets, None).in_layout(layout);
             let owner = number % count;
             primary.clock = machines[owner].clock;
-            let (sidecar, asks) = Sidecar::start(0, &plan, Businesses::All, metrics, moment, None);
-            all.push(Partition::new(primary, owner, (owner + 1) % count, sidecar));
-            wanted.push(asks);
+            // It is replaced where the partition is followed.
+            let (sidecar, _) = Sidecar::start(0, &plan, Businesses::All, metrics, moment, None);
+            let mut partition = Partition::new(primary, owner, (owner + 1) % count, sidecar);
+            let salt = u64::try_from(number + 1).unwrap() << 50;
+            partition.saver = Saver::new(seed ^ salt).filter(|_| features.saves);
+            all.push(partition);
         }
         let key = |user| layout.partition_of(all[0].primary.key_of(user));
         let place = std::array::from_fn(|user| usize::try_from(key(user)).unwrap());
-        let tables = joined(layout, &all);
+        let tables = Tables::from(all[0].sidecar.table.clone());
         let checker = checker(&tables, plan.bound, metrics);
         let kinds = super::faults::kinds(&mut random);
         let mut world = Self {
@@ -154,12 +178,16 @@ impl World {
             partitions: all,
             layout,
             place,
+            held,
             tables,
             checker,
             acks: Acks::default(),
             told: Vec::new(),
             strong: Vec::new(),
-            recorders: (0..WRITERS).map(|_| Recorder::default()).collect(),
+            recorders: Vec::new(),
+            processes: (0..PROCESSES).map(|_| Process::default()).collect(),
+            owed: Vec::new(),
+            erasures: 0,
             taken: 0,
             life: 0,
             clocks,
@@ -171,21 +199,29 @@ impl World {
             faulty: false,
             traced: std::env::var_os("CONSENTD_TRACE").is_some(),
         };
-        for (at, asks) in wanted.into_iter().enumerate() {
+        for at in 0..world.partitions.len() {
             world.partitions[at].is_ill(BEGINS);
             world.after(0, Happening::Synced(at));
-            world.begin(at, asks);
+            if world.partitions[at].saver.is_some() {
+                world.after(0, Happening::Saved(at));
+            }
+        }
+        world.follow_all();
+        if world.plan.some {
+            world.after(0, Happening::Held);
         }
         world.after(0, Happening::Fault);
-        for index in 0..WRITERS {
+        let givers = if world.plan.memories { PROCESSES } else { 0 };
+        world.recorders.resize_with(WRITERS + givers, Recorder::default);
+        for index in 0..world.recorders.len() {
             world.recorder_starts(index);
         }
         world
     }
 
     /// The part of the sidecar that follows a partition begins.
-    fn begin(&mut self, at: usize, asks: Vec<Wanted>) {
-        let life = self.life;
+    pub fn begin(&mut self, at: usize, asks: Vec<Wanted>) {
+        let life = self.partitions[at].life;
         self.after(0, Happening::Brought(at, life, Brought::Tick));
         self.after(0, Happening::Brought(at, life, Brought::ScrubDue));
         self.want(at, asks);
@@ -234,7 +270,7 @@ impl World {
     /// Whether nothing comes of it.
     fn is_over(&self, happening: &Happening) -> bool {
         match happening {
-            Happening::Brought(_, life, _) if *life != self.life => true,
+            Happening::Brought(at, life, _) if !self.partitions[*at].is_in(*life) => true,
             Happening::Brought(
                 at,
                 _,
@@ -255,6 +291,12 @@ impl World {
                 self.confirm(at, term, id, question, page);
             }
             Happening::Brought(at, _, brought) => self.bring(at, brought)?,
+            Happening::Saved(at) => self.save(at),
+            Happening::Held => self.hold_others(),
+            Happening::Noticed(process) => self.notices(process),
+            Happening::LooksForLost(process, operation) => {
+                self.looks_for_lost_when_awake(process, operation);
+            }
             Happening::Recorder(index, _, step) => self.recorder(index, step)?,
             Happening::Synced(at) => {
                 let partition = &mut self.partitions[at];
@@ -295,12 +337,18 @@ impl World {
     }
 
     fn bring(&mut self, at: usize, brought: Brought) -> Result<(), Violation> {
-        let life = self.life;
+        let life = self.partitions[at].life;
         if self.frozen_until > self.now {
             let wait = self.frozen_until - self.now;
             self.after(wait, Happening::Brought(at, life, brought));
             return Ok(());
         }
+        // Of what is wanted the latest counts.
+        let wanted = self.partitions[at].wanted.clone();
+        let brought = match brought {
+            Brought::Held(_) => Brought::Held(wanted),
+            brought => brought,
+        };
         match &brought {
             Brought::Tick => {
                 let wait = u64::try_from(period(self.plan.bound).as_micros()).unwrap();
@@ -316,12 +364,17 @@ impl World {
         let sidecar = &mut self.partitions[at].sidecar;
         sidecar.traced = self.traced;
         let (wanted, touched) = sidecar.on(brought, moment)?;
+        let is_lost = std::mem::take(&mut sidecar.lost);
         self.want(at, wanted);
+        self.hold_loaded();
+        if is_lost {
+            self.notices(process::OWN);
+        }
         self.partitions[at].after_step(touched)
     }
 
     fn want(&mut self, at: usize, wanted: Vec<Wanted>) {
-        let life = self.life;
+        let life = self.partitions[at].life;
         let wire = self.partitions[at].wire;
         for wanted in wanted {
             match wanted {
@@ -368,11 +421,11 @@ impl World {
     }
 
     fn answer_page(&mut self, at: usize, id: u64, question: PageRequest) {
-        let (life, now) = (self.life, true_time(self.time()));
-        let most = self.plan.page;
+        let (life, now) = (self.partitions[at].life, true_time(self.time()));
+        let (most, wanted) = (self.plan.page, self.partitions[at].wanted.clone());
         let current = self.partitions[at].term;
         let Some((server, term)) = self.reached(at) else { return };
-        let page = server.page(question.after, most, now);
+        let page = decoded_page(&wanted, server.page(question.after, most, now));
         let wire = self.partitions[at].wire;
         if self.random.percent(wire.page_loss) {
             return;
@@ -387,7 +440,7 @@ impl World {
     /// An answer is a proof only by the word of most nodes, who are asked after it.
     fn confirm(&mut self, at: usize, term: u64, id: u64, question: PageRequest, page: Page) {
         let partition = &self.partitions[at];
-        let (life, until) = (self.life, partition.unconfirmed_until);
+        let (life, until) = (partition.life, partition.unconfirmed_until);
         if until > self.now {
             // It comes late, or never.
             if self.random.percent(50) {
@@ -401,12 +454,14 @@ impl World {
     }
 
     fn answer_bucket(&mut self, at: usize, id: u64, question: BucketRequest) {
-        let life = self.life;
+        let (life, wanted) = (self.partitions[at].life, self.partitions[at].wanted.clone());
         let current = self.partitions[at].term;
         // Reading a bucket needs nobody's word: its label is compared with the log.
         let bucket = match self.reached(at) {
             None => Err(ReadFailure::Unanswered),
-            Some((server, term)) => Ok((server.bucket(question.number), term)),
+            Some((server, term)) => {
+                Ok((decoded_bucket(&wanted, server.bucket(question.number)), term))
+            }
         };
         let bucket = bucket.and_then(|(bucket, term)| {
             let is_missing = term == current && self.partitions[at].is_missing;
@@ -422,7 +477,8 @@ impl World {
 
     /// Tells the sidecar of an entry of a partition, as well as the wire does.
     pub fn announce(&mut self, at: usize, entry: &LogEntry) {
-        let (life, wire) = (self.life, self.partitions[at].wire);
+        let (life, wire) = (self.partitions[at].life, self.partitions[at].wire);
+        let entry = &decoded(&self.partitions[at].wanted, entry);
         let epoch = self.partitions[at].primary.end().epoch;
         for _ in 0..=u64::from(self.random.percent(wire.twice)) {
             if self.random.percent(wire.announce_loss) {
@@ -445,41 +501,18 @@ impl World {
 
     /// Replaces the sidecar by one that was just started.
     pub fn restart(&mut self) {
-        self.life += 1;
         self.frozen_until = 0;
-        let (life, moment) = (self.life, self.moment());
-        for at in 0..self.partitions.len() {
-            let (sidecar, asks) = Sidecar::start(
-                life << 32,
-                &self.plan,
-                Businesses::All,
-                &self.metrics,
-                moment,
-                None,
-            );
-            self.partitions[at].follow_anew(sidecar);
-            let now = self.now;
-            self.partitions[at].is_ill(now);
-            self.begin(at, asks);
+        for partition in &mut self.partitions {
+            if let Some(saver) = &mut partition.saver {
+                saver.on_restart();
+            }
         }
-        self.tables = joined(self.layout, &self.partitions);
-        self.checker = checker(&self.tables, self.plan.bound, &self.metrics);
-        self.recorder_starts(super::recorder::OWN);
+        self.follow_all();
+        self.process_restarts();
     }
 }
 
-/// The tables of all partitions, as a sidecar's followers join them.
-fn joined(layout: Layout, partitions: &[Partition]) -> Tables {
-    let tables = Tables::from(partitions[0].sidecar.table.clone());
-    let all: Vec<u32> = layout.all().collect();
-    tables.divide(layout, Businesses::All, &all);
-    for (number, partition) in layout.all().zip(partitions) {
-        tables.insert(number, partition.sidecar.table.clone());
-    }
-    tables
-}
-
-fn checker(tables: &Tables, bound: Duration, metrics: &Arc<Metrics>) -> Checker {
+pub fn checker(tables: &Tables, bound: Duration, metrics: &Arc<Metrics>) -> Checker {
     Checker::new(tables.clone(), Policy::default(), bound, Arc::clone(metrics))
 }
 
@@ -493,6 +526,10 @@ fn told(happening: &Happening) -> String {
         Happening::Brought(at, life, brought) => {
             format!("{at}: {}", crate::trace::told_brought(*life, brought))
         }
+        Happening::Saved(at) => format!("{at}: saved"),
+        Happening::Held => "other businesses may be held".to_owned(),
+        Happening::Noticed(process) => format!("process {process} sees a loss"),
+        Happening::LooksForLost(process, _) => format!("process {process} looks for what is lost"),
         Happening::Recorder(index, _, step) => format!("recorder {index}: {}", step.name()),
         Happening::Synced(at) => format!("{at}: synced"),
         Happening::Check(user) => format!("check {user}"),
