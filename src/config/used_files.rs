@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{ConfigError, LedgerAddress, Listeners, ServeArgs, wrong};
 use crate::decision_log::{DecisionLogSettings, LogTarget};
 use crate::net::socket::Address;
+use consentd_core::partition::MAX_PARTITIONS;
 use consentd_os::files::{Unusable, Usage, UsedFile, beside, check};
 
 /// Suffixes of the files that are kept next to a ledger's file: the position that was acknowledged
@@ -67,6 +68,12 @@ pub(super) fn collect(
     if let Some(path) = &args.storage.snapshot {
         add("--snapshot", path, Usage::Written);
         add("--snapshot", &beside(path, "lock"), Usage::Written);
+        if matches!(ledger, LedgerAddress::Redis(_)) {
+            // The ledger may be in several partitions, and then each has a file of its own: it is not known yet.
+            for partition in 0..MAX_PARTITIONS {
+                add("--snapshot", &beside(path, &partition.to_string()), Usage::Written);
+            }
+        }
     }
     if let Some(DecisionLogSettings { target: LogTarget::File(path), keep, .. }) = decision_log {
         add("--decision-log", path, Usage::Written);

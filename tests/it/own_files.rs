@@ -88,6 +88,20 @@ async fn two_uses_of_one_file_are_refused_and_leave_it_alone() {
     assert_eq!(names_in(folder.path()), names, "something was made");
 }
 
+#[test]
+fn file_of_a_partitions_saved_table_serves_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    // Nothing listens there: the files are looked at first.
+    let ledger = ["serve", "--ledger", "redis://127.0.0.1:1", "--snapshot", &at("s")];
+    for (flag, name) in [("--decision-log", "s.3"), ("--unix", "s.0"), ("--unix", "s.1023")] {
+        let (code, _, said) = run(&[&ledger[..], &[flag, &at(name)]].concat());
+        assert_eq!(code, 2, "{said}");
+        assert_says(&said, &[flag, "--snapshot", "is the same file as", "a path of its own"]);
+    }
+    assert!(names_in(folder.path()).is_empty(), "something was made");
+}
+
 fn names_in(folder: &Path) -> Vec<PathBuf> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
