@@ -402,6 +402,12 @@ impl Checker {
         self.tables.is_ready() && self.tables.every(|table| self.is_fresh(table.freshness()))
     }
 
+    /// Whether the partitions that a business's pairs are in were proven to be current within the maximum staleness.
+    #[must_use]
+    pub fn is_live_for(&self, business: BusinessId<'_>) -> bool {
+        self.tables.every_of(business, |table| self.is_fresh(table.freshness()))
+    }
+
     fn is_fresh(&self, freshness: Freshness) -> bool {
         let staleness = freshness.staleness(Moment::now());
         freshness.validity == Validity::Valid && staleness <= self.max_staleness

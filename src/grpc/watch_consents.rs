@@ -24,7 +24,7 @@ use consentd_core::id::BusinessId;
 use consentd_core::record::Revision;
 use consentd_core::template::{Subject, TemplateId};
 
-/// The longest time without a message to a watcher, while the table is proven to be current.
+/// The longest time without a message to a watcher, while what it watches is proven to be current.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// How long a watcher of one business waits for the checkpoint after changes of other businesses.
@@ -197,8 +197,8 @@ impl WatchStream {
                 Ok(()) => {
                     let due = self.due();
                     if due <= Instant::now() {
-                        // A table that is not proven to be current gets no heartbeat.
-                        if self.pending.is_some() || self.checker.is_live() {
+                        // What is not proven to be current gets no heartbeat.
+                        if self.pending.is_some() || self.is_live() {
                             return Ok(self.checkpoint());
                         }
                         self.last_checkpoint = Instant::now();
@@ -228,6 +228,14 @@ impl WatchStream {
             self.pending = self.pending.or(Some(PendingCheckpoint::Others));
         }
         None
+    }
+
+    /// Whether what is watched is proven to be current: the partitions of the business, or all of them.
+    fn is_live(&self) -> bool {
+        match BusinessId::parse(&self.business_id) {
+            Ok(business) => self.checker.is_live_for(business),
+            Err(_) => self.checker.is_live(),
+        }
     }
 
     fn checkpoint(&mut self) -> What {

@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{Freshness, KeyDeriver, NoPair, Pair, PairSummary, Table, UnreadablePair, Validity};
 use consentd_core::businesses::Businesses;
-use consentd_core::id::{BusinessTag, Key, KeySecret, Spread};
+use consentd_core::id::{BusinessId, BusinessTag, Key, KeySecret, Spread};
 use consentd_core::partition::Layout;
 use consentd_core::record::Revision;
 use consentd_core::scope::{Category, Class};
@@ -185,6 +185,21 @@ impl Tables {
                 let table = slot.load();
                 table.as_deref().is_none_or(&mut is_so)
             }),
+        }
+    }
+
+    /// Whether this is so of the table of every partition that a business's pairs are in.
+    pub fn every_of(
+        &self,
+        business: BusinessId<'_>,
+        mut is_so: impl FnMut(&Table) -> bool,
+    ) -> bool {
+        match self.divided.get() {
+            None => is_so(&self.first),
+            Some(divided) => {
+                let mut partitions = divided.layout.partitions_of(business.tag());
+                partitions.all(|number| divided.at(number, &mut is_so).unwrap_or(false))
+            }
         }
     }
 

@@ -186,6 +186,49 @@ async fn questions_about_a_partition_that_was_never_loaded_fail_alone_but_not_th
     live_within(&sidecar, PATIENCE).await;
 }
 
+/// After a silence of this length a watcher trusts nothing.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Whether a watcher of a business, or of all if it has no name, gets two checkpoints unasked.
+async fn has_heartbeats(sidecar: &Sidecar, business: &str) -> bool {
+    let request = pb::WatchConsentsRequest { business_id: business.to_owned() };
+    let mut client = sidecar.checks().await;
+    let mut watch = client.watch_consents(request).await.unwrap().into_inner();
+    // The first message is a checkpoint, whatever the tables are like.
+    watch.message().await.unwrap();
+    for _ in 0..2 {
+        match timeout(SILENCE, watch.message()).await {
+            Ok(told) => assert!(matches!(told.unwrap().unwrap().what, Some(What::Checkpoint(_)))),
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+#[tokio::test]
+async fn partition_that_is_lost_silences_the_watchers_of_its_own_businesses_alone() {
+    let (redis, ledger) = ledger();
+    let sidecar = live(&ledger, &[]).await;
+    let of = |business: &str| -> Vec<u32> {
+        layout().partitions_of(BusinessId::parse(business).unwrap().tag()).collect()
+    };
+    let lost = partition(&user(0));
+    let other = ["globex", "initech", "umbrella", "wayne", "stark", "hooli"];
+    let other = other.into_iter().find(|business| !of(business).contains(&lost)).unwrap();
+    lose(&redis, lost);
+    eventually("the loss is seen", || async {
+        let told = status(&sidecar).await;
+        told.partitions.iter().any(|one| one.phase() == Phase::Invalid)
+    })
+    .await;
+    let heard = tokio::join!(
+        has_heartbeats(&sidecar, BUSINESS),
+        has_heartbeats(&sidecar, other),
+        has_heartbeats(&sidecar, "")
+    );
+    assert_eq!(heard, (false, true, false));
+}
+
 #[tokio::test]
 async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     let (redis, ledger) = ledger();
