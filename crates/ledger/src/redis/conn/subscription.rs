@@ -90,9 +90,13 @@ impl Subscriptions {
         self.changed.notify_one();
     }
 
-    fn remove(&self, channel: &str) {
-        self.channels().remove(channel);
-        self.changed.notify_one();
+    /// Removes a channel whose sink wants no further events, unless it was added with another one meanwhile.
+    fn remove(&self, channel: &str, sink: &Arc<dyn Sink>) {
+        let mut channels = self.channels();
+        if channels.get(channel).is_some_and(|known| Arc::ptr_eq(&known.sink, sink)) {
+            channels.remove(channel);
+            self.changed.notify_one();
+        }
     }
 
     /// Keeps all channels subscribed to, at the servers that are their primaries.
@@ -337,7 +341,7 @@ impl<'a> Session<'a> {
                 if let Some(sink) = sink
                     && !sink.take(SubscriptionEvent::Message(body.clone())).await
                 {
-                    self.subscriptions.remove(channel);
+                    self.subscriptions.remove(channel, &sink);
                 }
             }
             ("subscribe" | "ssubscribe", _) => {

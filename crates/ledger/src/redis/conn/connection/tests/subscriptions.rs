@@ -1,7 +1,7 @@
 //! Subscriptions to real servers.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, Weak};
 
 use super::*;
 use futures_util::future::BoxFuture;
@@ -108,6 +108,48 @@ async fn silent_server_loses_the_subscription() {
     until("the end of patience", &events, 1, is_late).await;
     server.signal(rustix::process::Signal::CONT);
     until("another subscription", &events, 2, is_gap).await;
+}
+
+/// Adds its channel anew with another sink, as a follower does that begins just then, and wants no more itself.
+struct Leaving {
+    primary: PrimaryLocator,
+    subscriptions: Arc<OnceLock<Weak<Subscriptions>>>,
+    next: Arc<Collector>,
+}
+
+impl Sink for Leaving {
+    fn take(&self, event: SubscriptionEvent) -> BoxFuture<'_, bool> {
+        let is_message = is_message(&event);
+        if is_message {
+            let subscriptions = self.subscriptions.get().unwrap().upgrade().unwrap();
+            let next = Arc::<Collector>::clone(&self.next);
+            subscriptions.add("c", self.primary.clone(), next);
+        }
+        Box::pin(std::future::ready(!is_message))
+    }
+}
+
+#[tokio::test]
+async fn channel_that_was_added_anew_while_its_former_sink_left_stays_subscribed() {
+    let server = Server::start(&[]).await;
+    let primary = locator(server.url().parse().unwrap());
+    let servers = Arc::clone(primary.servers());
+    let events = Events::default();
+    let handle = Arc::new(OnceLock::new());
+    let next = Arc::new(Collector(Arc::clone(&events)));
+    let leaving = Leaving { primary: primary.clone(), subscriptions: Arc::clone(&handle), next };
+    let subscriptions = Arc::new(Subscriptions::new(servers, Timeouts::default()));
+    handle.set(Arc::downgrade(&subscriptions)).unwrap();
+    subscriptions.add("c", primary, Arc::new(leaving));
+    let _task = AbortOnDropHandle::new(tokio::spawn({
+        let subscriptions = Arc::clone(&subscriptions);
+        async move { match subscriptions.run().await {} }
+    }));
+    in_time("a message to the other sink", async || {
+        server.tell(&["PUBLISH", "c", "hello"]);
+        (count(&events, is_message) > 0).then_some(())
+    })
+    .await;
 }
 
 /// Blocks at each message until the gate is opened for good, and counts gaps.
