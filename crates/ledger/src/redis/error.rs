@@ -288,6 +288,11 @@ impl RedisFailure {
         }
     }
 
+    /// Whether the server has rejected the command for now: a retry, soon or at another server, may succeed.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.is_transient())
+    }
+
     /// Whether another server is to be asked: this one is not the primary, or not any more.
     pub(super) fn is_elsewhere(&self) -> bool {
         matches!(self, Self::Rejected(RedisRejection::ReadOnly | RedisRejection::SlotMoved { .. }))

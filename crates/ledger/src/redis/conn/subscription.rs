@@ -24,6 +24,7 @@ use super::handshake::Handshake;
 use super::primary::{Primary, PrimaryLocator, Servers, Timeouts};
 use super::resp::{Reply, RespConnection};
 use super::{RECONNECT, reconnect_delay};
+use crate::redis::error::RedisFailure;
 use crate::redis::server_info::Topology;
 
 /// After how long without a message the server gets a PING.
@@ -379,11 +380,8 @@ impl<'a> Session<'a> {
                 let Some(sink) = self.channels.remove(&channel) else { return Ok(()) };
                 let rejection = self.handshake.rejection("the subscription (SUBSCRIBE)", said);
                 let rejection = Arc::new(rejection);
-                // The slot is on its way to another node, or there already.
-                let is_moved = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"]
-                    .iter()
-                    .any(|code| said.starts_with(code.as_bytes()));
-                sink.take(if is_moved {
+                // Such as while the slot is on its way to another node, or the server is busy.
+                sink.take(if RedisFailure::of_error_reply(said).is_transient() {
                     SubscriptionEvent::Lost(rejection)
                 } else {
                     SubscriptionEvent::Refused(rejection)

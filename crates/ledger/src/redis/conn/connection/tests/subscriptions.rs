@@ -99,6 +99,24 @@ async fn rejected_subscription_is_reported_and_retried() {
 }
 
 #[tokio::test]
+async fn subscription_at_a_busy_server_is_lost_for_a_while_and_not_refused() {
+    let server = Server::start(&["--busy-reply-threshold", "1"]).await;
+    let port = server.port().to_string();
+    let busy = std::thread::spawn(move || {
+        let mut endless = std::process::Command::new("redis-cli");
+        endless.args(["-p", &port, "EVAL", "while true do end", "0"]).output().unwrap()
+    });
+    in_time("a busy server", async || server.tell(&["PING"]).contains("BUSY").then_some(())).await;
+    let (events, _task) = listening(&server.url(), TargetOptions::default());
+    let is_busy = |event: &SubscriptionEvent| matches!(event, SubscriptionEvent::Lost(error) if error.to_string().contains("BUSY"));
+    until("its reply", &events, 1, is_busy).await;
+    server.tell(&["SCRIPT", "KILL"]);
+    until("the subscription", &events, 1, is_gap).await;
+    assert_eq!(count(&events, |event| matches!(event, SubscriptionEvent::Refused(_))), 0);
+    busy.join().unwrap();
+}
+
+#[tokio::test]
 async fn silent_server_loses_the_subscription() {
     let server = Server::start(&[]).await;
     let (events, _task) = listening(&server.url(), TargetOptions::default());
