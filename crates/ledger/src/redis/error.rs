@@ -97,8 +97,8 @@ pub enum RedisRejection {
     Replaced,
     /// The ledger is divided otherwise than it was when this process first read it.
     #[error(
-        "the ledger has {found} partitions, and had {known} when this process began to use it: it was replaced \
-         by another ledger; restart this process"
+        "the ledger is divided otherwise than when this process began to use it (then into {known} partitions, now \
+         into {found}): it was replaced by another ledger; restart this process"
     )]
     OtherLayout {
         /// The known number of partitions.
