@@ -46,7 +46,7 @@ pub(super) async fn roll_forward(
     let max_entries = MAX_BEHIND.to_string();
     let numbers: Vec<_> = buckets.iter().map(u32::to_string).collect();
     let is_repair: &[u8] = if is_repair { b"1" } else { b"0" };
-    let publish = Keyspace::publish_command(writes.topology()).as_bytes();
+    let publish = writes.topology().publish_command().as_bytes();
     let channel = keyspace.channel.as_bytes();
     let mut args = vec![&epoch[..], channel, max_entries.as_bytes(), is_repair, publish];
     args.extend(numbers.iter().map(String::as_bytes));
