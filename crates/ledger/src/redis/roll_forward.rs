@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use redis::Value;
-
 use super::append::MAX_BATCH;
 use super::conn::ConnectionManager;
 use super::error::{RedisFailure, RedisRejection};
@@ -24,7 +22,7 @@ pub(super) async fn roll_forward(
 ) -> Result<(), RedisFailure> {
     let mut command = redis::cmd("HGET");
     command.arg(&keyspace.meta).arg("rev");
-    let revision = Answer::of(Value::Array(vec![ask(writes, &command).await?]))?.number()?;
+    let revision = Answer::one(ask(writes, &command).await?).number()?;
     let next = revision.saturating_add(1).to_string();
     let mut command = redis::cmd("XRANGE");
     command.arg(&keyspace.log).arg(&next).arg("+").arg("COUNT").arg(MAX_BEHIND);

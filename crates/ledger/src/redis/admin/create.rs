@@ -311,7 +311,7 @@ impl Place {
         args: &[&[u8]],
     ) -> Result<(), CreateError> {
         let answer = script.run(&self.connections, keys, args).await?;
-        Answer::of(Value::Array(vec![answer]))?.number()?;
+        Answer::one(answer).number()?;
         Ok(())
     }
 }

@@ -110,7 +110,7 @@ impl RedisPartition {
         let lost_keys = u64::try_from(missing.len()).unwrap_or(u64::MAX);
         missing.truncate(MAX_LOST);
         Ok(Status {
-            log_entries: Answer::of(Value::Array(vec![length]))?.number()?,
+            log_entries: Answer::one(length).number()?,
             oldest: shared.entry_from(0).await?.map(|(_, time)| time),
             pairs: hashes.pairs,
             cut_short: tail.continuing > 0,
