@@ -49,6 +49,17 @@ fn partition(user: &str) -> u32 {
     layout().partition_of(KeySecret::new(&[0; 16]).key(&user, business))
 }
 
+/// The key of a partition with this ending.
+fn key_of(redis: &Redis, partition: u32, ending: &str) -> String {
+    match redis.command(&["KEYS", &format!("*consent:{partition}[.}}]*{ending}")]) {
+        Value::Array(found) => match &found[..] {
+            [Value::Bulk(name)] => String::from_utf8(name.clone()).unwrap(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Records an event; gives the revision that the answer names.
 async fn record(sidecar: &Sidecar, user: &str, what: pb::consent_event::What, id: &str) -> u64 {
     let mut event = event(user, BUSINESS, what);
@@ -130,13 +141,7 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     let lost = partition(&users[0]);
     assert!(users.iter().any(|user| partition(user) != lost));
     // As an operator's mistake would: its meta is renamed.
-    let name = match redis.command(&["KEYS", &format!("*consent:{lost}[.}}]*meta")]) {
-        Value::Array(found) => match &found[..] {
-            [Value::Bulk(name)] => String::from_utf8(name.clone()).unwrap(),
-            other => panic!("{other:?}"),
-        },
-        other => panic!("{other:?}"),
-    };
+    let name = key_of(&redis, lost, "meta");
     redis.command(&["RENAME", &name, "elsewhere"]);
     for user in &users {
         let wanted = if partition(user) == lost { Reason::Stale } else { Reason::OptedIn };
@@ -170,6 +175,27 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     redis.command(&["RENAME", "elsewhere", &name]);
     live_within(&sidecar, PATIENCE).await;
     answers(&sidecar, &users[0], BUSINESS, "marketing", Reason::OptedIn).await;
+}
+
+/// A few partitions are loaded at a time: those that cannot be must not keep the places of others.
+#[tokio::test]
+async fn partitions_with_lost_buckets_keep_no_others_from_being_loaded() {
+    let (redis, ledger) = ledger();
+    let lost: Vec<_> = (0..6).map(|partition| key_of(&redis, partition, ":b:0")).collect();
+    for bucket in &lost {
+        redis.command(&["DEL", bucket]);
+    }
+    let sidecar = serve(&ledger, &["--max-staleness", "2s"], &[]);
+    let phases = async || {
+        let told = status(&sidecar).await;
+        told.partitions.iter().map(pb::PartitionStatus::phase).collect::<Vec<_>>()
+    };
+    let expected = [&[Phase::Loading; 6][..], &[Phase::Live; 2]].concat();
+    eventually("the others are loaded", async || phases().await == expected).await;
+    for bucket in &lost {
+        redis.command(&["HSET", bucket, ".", ""]);
+    }
+    live_within(&sidecar, PATIENCE).await;
 }
 
 #[tokio::test]

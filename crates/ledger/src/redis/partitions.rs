@@ -23,7 +23,7 @@ use consentd_core::id::Key;
 use consentd_core::partition::Layout;
 use consentd_core::time::Timestamp;
 
-/// How many partitions are loaded at once: each has a connection of its own meanwhile.
+/// How many partitions that can be read are loaded at once: each has a connection of its own meanwhile.
 const MAX_LOADS: usize = 4;
 
 /// How many partitions an operator's command reads at once.
