@@ -170,13 +170,14 @@ mod tests {
 
     #[test]
     fn replaced_content_is_logged_if_it_differs_or_is_news() {
-        let failed = || Err("no".to_owned());
-        let outcome = |is_news, content| Reload { asked: false, is_news, content };
+        let failed = || "no".to_owned();
+        let outcome =
+            |is_news, content: Result<i32, String>| Reload { asked: false, is_news, content };
         assert_eq!(outcome(false, Ok(1)).replace_by(|_| true), Some(Ok(true)));
         assert_eq!(outcome(true, Ok(1)).replace_by(|_| false), Some(Ok(false)));
         assert_eq!(outcome(false, Ok(1)).replace_by(|_| false), None);
-        assert_eq!(outcome(true, failed()).replace_by(|_: i32| true), Some(failed()));
-        assert_eq!(outcome(false, failed()).replace_by(|_: i32| true), None);
+        assert_eq!(outcome(true, Err(failed())).replace_by(|_| true), Some(Err(failed())));
+        assert_eq!(outcome(false, Err(failed())).replace_by(|_| true), None);
     }
 
     #[tokio::test]

@@ -398,7 +398,8 @@ mod tests {
 
     #[test]
     fn ledger_that_has_recorded_some_events_is_not_gone() {
-        let (recorded, failed) = (Ok(Outcome::default()), Err(Refusal::Ledger(LedgerError::Busy)));
+        let recorded: Recorded = Ok(Outcome::default());
+        let failed: Recorded = Err(Refusal::Ledger(LedgerError::Busy));
         assert!(is_ledger_gone(&[failed.clone(), failed.clone()]));
         assert!(is_ledger_gone(&[failed.clone(), Err(Refusal::Contended)]));
         assert!(!is_ledger_gone(&[failed, recorded.clone()]));
