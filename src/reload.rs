@@ -37,6 +37,18 @@ pub(crate) struct Reload<T> {
     pub(crate) content: Result<T, String>,
 }
 
+impl<T> Reload<T> {
+    /// Puts the content in the place of the present one by `replace`, which returns whether they differ. Returns
+    /// what to log, if anything: whether the content has changed, or why it cannot be used and changes nothing.
+    pub(crate) fn replace_by(
+        self,
+        replace: impl FnOnce(T) -> bool,
+    ) -> Option<Result<bool, String>> {
+        let replaced = self.content.map(replace);
+        (self.is_news || replaced == Ok(true)).then_some(replaced)
+    }
+}
+
 /// Reads files again every five seconds and on each SIGHUP, and passes each outcome on. Ends only if no
 /// signal can be received any more.
 pub(crate) async fn reload<T, E>(
@@ -154,6 +166,18 @@ mod tests {
         let found = outcomes(&contents, 3).await;
         let expected = [read("a, b", false), read("a, b", false), read("a, b, c", false)];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn replaced_content_is_logged_if_it_differs_or_is_news() {
+        let failed = || "no".to_owned();
+        let outcome =
+            |is_news, content: Result<i32, String>| Reload { asked: false, is_news, content };
+        assert_eq!(outcome(false, Ok(1)).replace_by(|_| true), Some(Ok(true)));
+        assert_eq!(outcome(true, Ok(1)).replace_by(|_| false), Some(Ok(false)));
+        assert_eq!(outcome(false, Ok(1)).replace_by(|_| false), None);
+        assert_eq!(outcome(true, Err(failed())).replace_by(|_| true), Some(Err(failed())));
+        assert_eq!(outcome(false, Err(failed())).replace_by(|_| true), None);
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::config::BusinessSource;
 use crate::grpc::BearerTokens;
 use crate::net::tls::ServerTls;
-use crate::reload::{Reload, reload};
+use crate::reload::reload;
 use consentd_core::businesses::Businesses;
 
 /// What a sidecar reads again, apart from its webhook receiver, which does so itself.
@@ -56,22 +56,21 @@ impl Reloading {
 async fn reload_tokens(hangup: Signal, tokens: Option<(PathBuf, BearerTokens)>, receives: bool) {
     let (path, tokens) = tokens.unzip();
     let read = move || path.as_deref().map(BearerTokens::read).transpose();
-    reload(hangup, read, move |Reload { asked, is_news, content }| {
-        match (content, &tokens) {
-            (Ok(Some(found)), Some(tokens)) => {
-                let changed = tokens.replace(&found);
-                if changed || is_news {
-                    info!(changed, "the bearer tokens that may record were read again");
-                }
+    reload(hangup, read, move |outcome| {
+        let (asked, has_tokens) = (outcome.asked, tokens.is_some());
+        let replace = |found: Option<_>| {
+            found.zip(tokens.as_ref()).is_some_and(|(found, tokens)| tokens.replace(&found))
+        };
+        match outcome.replace_by(replace) {
+            Some(Ok(changed)) if has_tokens => {
+                info!(changed, "the bearer tokens that may record were read again");
             }
-            (Err(cause), _) if is_news => {
-                warn!(
-                    cause,
-                    "keeping the previous bearer tokens: the token file cannot be used; mend \
-                         it, it is read again within five seconds"
-                );
-            }
-            _ => {}
+            Some(Err(cause)) => warn!(
+                cause,
+                "keeping the previous bearer tokens: the token file cannot be used; mend it, it is read again \
+                 within five seconds"
+            ),
+            Some(Ok(_)) | None => {}
         }
         if asked {
             if receives {
@@ -89,39 +88,33 @@ async fn reload_businesses(
     held: watch::Sender<Businesses>,
     hangup: Signal,
 ) {
-    reload(hangup, move || source.read(), move |Reload { is_news, content, .. }| match content {
-        Ok(wanted) => {
-            let changed = held.send_if_modified(|held| {
-                let is_new = *held != wanted;
-                held.clone_from(&wanted);
-                is_new
-            });
-            if changed || is_news {
-                info!(changed, "which businesses are held was read again");
-            }
-        }
-        Err(cause) if is_news => {
-            warn!(
-                cause,
-                "holding the same businesses as before: the file that names them cannot be used; \
-                 mend it, it is read again within five seconds"
-            );
-        }
-        Err(_) => {}
+    let replace = |wanted| {
+        held.send_if_modified(|held| {
+            let is_new = *held != wanted;
+            *held = wanted;
+            is_new
+        })
+    };
+    reload(hangup, move || source.read(), |outcome| match outcome.replace_by(replace) {
+        Some(Ok(changed)) => info!(changed, "which businesses are held was read again"),
+        Some(Err(cause)) => warn!(
+            cause,
+            "holding the same businesses as before: the file that names them cannot be used; mend it, it is \
+             read again within five seconds"
+        ),
+        None => {}
     })
     .await;
 }
 
 /// Reads certificate and key again. Those that cannot be used are logged and change nothing.
 async fn reload_tls(files: ServerFiles, tls: ServerTls, hangup: Signal) {
-    reload(hangup, move || files.read(), |Reload { is_news, content, .. }| match content {
-        Ok(identity) => {
-            let changed = tls.replace(identity);
-            if changed || is_news {
-                info!(changed, "certificate, key and client CAs of the listeners were read again");
-            }
+    let replace = |identity| tls.replace(identity);
+    reload(hangup, move || files.read(), |outcome| match outcome.replace_by(replace) {
+        Some(Ok(changed)) => {
+            info!(changed, "certificate, key and client CAs of the listeners were read again");
         }
-        Err(cause) if is_news => {
+        Some(Err(cause)) => {
             tls.reload_failed();
             warn!(
                 cause,
@@ -129,7 +122,7 @@ async fn reload_tls(files: ServerFiles, tls: ServerTls, hangup: Signal) {
                  be used; mend them, they are read again within five seconds"
             );
         }
-        Err(_) => {}
+        None => {}
     })
     .await;
 }

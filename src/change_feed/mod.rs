@@ -238,9 +238,8 @@ impl ChangeFeed {
     }
 }
 
-/// The revision that a subscription which missed changes is told: none where the ledger has several partitions, each
-/// with revisions of its own.
-fn told(partition: Option<u32>, revision: Revision) -> Revision {
+/// The revision of [`MissedChanges`]: none where the ledger has several partitions, each with revisions of its own.
+fn revision_of_whole(partition: Option<u32>, revision: Revision) -> Revision {
     partition.map_or(revision, |_| 0)
 }
 
@@ -286,7 +285,7 @@ impl Publisher {
         if self.is_watched() {
             let mut backlog = self.shared.lock();
             backlog.skip(cause);
-            backlog.revision = told(self.partition, self.revision);
+            backlog.revision = revision_of_whole(self.partition, self.revision);
             drop(backlog);
             self.news.send_replace(());
         }
@@ -303,7 +302,7 @@ impl Publisher {
         }
         for change in self.staged.drain(..) {
             backlog.bytes += change.bytes();
-            backlog.revision = told(self.partition, change.revision);
+            backlog.revision = revision_of_whole(self.partition, change.revision);
             // Subscriptions that have read everything read this entry next.
             let readers = std::mem::take(&mut backlog.at_end);
             backlog.entries.push_back(Entry { change: Arc::new(change), readers });

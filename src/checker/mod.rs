@@ -14,7 +14,7 @@ use std::time::Duration;
 use self::batch::{Batch, BatchItem, ParseCache, Parsing, TemplateCache, TemplateItem};
 use crate::decision_log::{DecisionLog, DecisionRecord};
 use crate::metrics::Metrics;
-use crate::table::{BatchFreshness, Freshness, Pair, Tables, UnreadablePair, Validity};
+use crate::table::{Freshness, Pair, Table, Tables, UnreadablePair, Validity};
 use consentd_core::Violation;
 use consentd_core::country_list::CountryList;
 use consentd_core::decision::{Decision, Form, Policy, Reason};
@@ -314,28 +314,20 @@ impl Checker {
             freshness.join(*place, later);
         }
         // What is known of templates was looked up before, and is as current as it was then.
-        let freshness = match freshness {
-            BatchFreshness::Whole(freshness) => BatchFreshness::Whole(
-                known.iter().fold(freshness, |all, (_, known)| self.resting_on(*known, all)),
-            ),
-            mut each @ BatchFreshness::Each(_) => {
-                for (place, known) in known {
-                    each.join(place, known);
-                }
-                each
-            }
-        };
+        for (place, known) in known {
+            freshness.rest_on(place, known);
+        }
         let evaluations = BatchEvaluations::new(self, &freshness, clock())?;
         let mut counts = [0_u64; Reason::ALL.len()];
         let mut facts = facts.iter();
         // Logged is what was asked for, and in addition what decided.
-        let mut asked = categories;
-        for TemplateItem { place, asked: category, .. } in &templates {
-            if let Some(slot) = asked.get_mut(*place) {
-                *slot = *category;
+        let mut asked_categories = categories;
+        for TemplateItem { place, asked, .. } in &templates {
+            if let Some(slot) = asked_categories.get_mut(*place) {
+                *slot = *asked;
             }
         }
-        let mut looked_up = pairs.iter().zip(&asked);
+        let mut looked_up = pairs.iter().zip(&asked_categories);
         let mut places = 0..;
         for request in requests {
             each(request.and_then(|BatchItem { asked, stricter }| {
@@ -399,18 +391,19 @@ impl Checker {
     /// Whether the table was proven to be current within the maximum staleness, with every partition.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.tables.is_ready() && self.tables.every(|table| self.is_fresh(table.freshness()))
+        // The clock is read after each table.
+        let is_fresh = |table: &Table| self.is_fresh(table.freshness(), Moment::now());
+        self.tables.is_ready() && self.tables.every(is_fresh)
     }
 
     /// Whether the partitions that a business's pairs are in were proven to be current within the maximum staleness.
     #[must_use]
     pub fn is_live_for(&self, business: BusinessId<'_>) -> bool {
-        self.tables.every_of(business, |table| self.is_fresh(table.freshness()))
+        self.tables.every_of(business, |table| self.is_fresh(table.freshness(), Moment::now()))
     }
 
-    fn is_fresh(&self, freshness: Freshness) -> bool {
-        let staleness = freshness.staleness(Moment::now());
-        freshness.validity == Validity::Valid && staleness <= self.max_staleness
+    fn is_fresh(&self, freshness: Freshness, now: Moment) -> bool {
+        freshness.validity == Validity::Valid && freshness.staleness(now) <= self.max_staleness
     }
 
     /// Whether the table holds a business, for a question that looks no pair up; counted if not.

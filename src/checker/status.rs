@@ -73,14 +73,24 @@ pub struct PartitionStatus {
     pub remembered: u64,
 }
 
+/// A partition's number and table, and how current that was when it was looked at.
+type CurrentTable = (u32, Table, Freshness);
+
 impl Checker {
+    /// The tables as they are now. The clock is to be read after this.
+    fn current_tables(&self) -> Vec<CurrentTable> {
+        let current = |(number, table): (u32, Table)| {
+            let freshness = table.freshness();
+            (number, table, freshness)
+        };
+        self.tables.all().into_iter().map(current).collect()
+    }
+
     /// The table's status.
     #[must_use]
     pub fn status(&self) -> TableStatus {
-        let now = Moment::now();
-        let tables = self.tables.all();
-        let partitions: Vec<_> =
-            tables.iter().map(|(number, table)| self.partition(*number, table, now)).collect();
+        let (tables, now) = (self.current_tables(), Moment::now());
+        let partitions: Vec<_> = tables.iter().map(|table| self.partition(table, now)).collect();
         let worst = partitions.iter().map(|one| one.phase).max_by_key(|phase| severity(*phase));
         // A sidecar that holds no business follows no partition once it knows them, and lacks nothing.
         let phase = match worst.unwrap_or(TablePhase::Live) {
@@ -88,15 +98,22 @@ impl Checker {
             TablePhase::Live | TablePhase::Stale if !self.tables.is_ready() => TablePhase::Loading,
             phase => phase,
         };
-        let loaded = |table: &&(u32, Table)| table.1.freshness().validity != Validity::Loading;
-        let clocks =
-            tables.iter().filter(loaded).map(|(_, table)| table.freshness().ledger_clock(now));
+        let current = tables.iter().map(|(_, _, freshness)| freshness);
+        let loaded = current.filter(|one| one.validity != Validity::Loading);
+        let clocks = loaded.map(|one| one.ledger_clock(now));
         let mut warnings: Vec<String> = Vec::new();
-        for (_, table) in &tables {
+        for (_, table, _) in &tables {
             let others = table.warnings();
             let new: Vec<_> =
                 others.iter().filter(|one| !warnings.contains(one)).cloned().collect();
             warnings.extend(new);
+        }
+        let mut revisions = vec![0; usize::try_from(self.tables.partitions()).unwrap_or(0)];
+        for one in &partitions {
+            if let Some(slot) = usize::try_from(one.number).ok().and_then(|n| revisions.get_mut(n))
+            {
+                *slot = one.revision;
+            }
         }
         let ahead = now.wall.as_millis().saturating_add(clock_offset(&tables));
         let ahead = Timestamp::saturating_from_millis(ahead);
@@ -111,14 +128,14 @@ impl Checker {
             warnings: warnings.into(),
             remembered: partitions.iter().fold(0, |sum, one| one.remembered.saturating_add(sum)),
             businesses: self.tables.businesses(),
-            revisions: self.tables.revisions(),
+            revisions,
             partitions: if self.tables.is_divided() { partitions } else { Vec::new() },
         }
     }
 
-    fn partition(&self, number: u32, table: &Table, now: Moment) -> PartitionStatus {
-        let freshness = table.freshness();
-        let staleness = staleness_of(&freshness, now);
+    fn partition(&self, table: &CurrentTable, now: Moment) -> PartitionStatus {
+        let (number, table, freshness) = table;
+        let staleness = staleness_of(freshness, now);
         let phase = match freshness.validity {
             Validity::Loading => TablePhase::Loading,
             Validity::Invalid => TablePhase::Invalid,
@@ -132,7 +149,7 @@ impl Checker {
         };
         let (pairs, remembered) = (table.pairs(), table.retained_pairs());
         PartitionStatus {
-            number,
+            number: *number,
             phase,
             staleness,
             revision: freshness.revision,
@@ -145,32 +162,26 @@ impl Checker {
     /// The gauges of the table.
     #[must_use]
     pub fn gauges(&self) -> TableGauges {
-        let now = Moment::now();
-        let tables = self.tables.all();
-        let staleness = |table: &Table| {
-            let freshness = table.freshness();
+        let (tables, now) = (self.current_tables(), Moment::now());
+        let gauges = |(number, table, freshness): &CurrentTable| {
             // An alert on staleness must see a table that never gets its first proof.
-            let loaded = freshness.validity != Validity::Loading;
-            if loaded { freshness.staleness(now) } else { now.since(self.created) }
+            let staleness = match freshness.validity {
+                Validity::Loading => now.since(self.created),
+                Validity::Valid | Validity::Invalid => freshness.staleness(now),
+            };
+            let (number, revision, pairs) = (*number, freshness.revision, table.pairs());
+            let is_live = self.is_fresh(*freshness, now);
+            PartitionGauges { number, staleness, revision, pairs, is_live }
         };
-        let partitions: Vec<_> = tables
-            .iter()
-            .map(|(number, table)| PartitionGauges {
-                number: *number,
-                staleness: staleness(table),
-                revision: table.freshness().revision,
-                pairs: table.pairs(),
-                is_live: self.is_fresh(table.freshness()),
-            })
-            .collect();
+        let partitions: Vec<_> = tables.iter().map(gauges).collect();
         TableGauges {
             staleness: partitions.iter().map(|one| one.staleness).max().unwrap_or_default(),
             pairs: partitions.iter().map(|one| one.pairs).fold(0, usize::saturating_add),
-            bytes: tables.iter().map(|(_, table)| table.bytes()).fold(0, usize::saturating_add),
+            bytes: tables.iter().map(|(_, table, _)| table.bytes()).fold(0, usize::saturating_add),
             clock_offset: seconds(clock_offset(&tables)),
             remembered: tables
                 .iter()
-                .fold(0, |sum, (_, table)| table.retained_pairs().saturating_add(sum)),
+                .fold(0, |sum, (_, table, _)| table.retained_pairs().saturating_add(sum)),
             businesses: self.tables.businesses().ids().map_or(0, |ids| ids.len()),
             is_divided: self.tables.is_divided(),
             partitions,
@@ -189,8 +200,8 @@ fn severity(phase: TablePhase) -> u8 {
 }
 
 /// The greatest offset of the ledger's clocks to this machine's, either way, in milliseconds.
-fn clock_offset(tables: &[(u32, Table)]) -> i64 {
-    let offsets = tables.iter().map(|(_, table)| table.clock_offset());
+fn clock_offset(tables: &[CurrentTable]) -> i64 {
+    let offsets = tables.iter().map(|(_, table, _)| table.clock_offset());
     offsets.max_by_key(|offset| offset.unsigned_abs()).unwrap_or(0)
 }
 

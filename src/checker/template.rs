@@ -101,16 +101,6 @@ impl Checker {
         KnownCategory { rule, freshness, at: clock.latest }
     }
 
-    /// How current an answer is that rests on what was known of a template, and on a later look-up of the user. In
-    /// one partition the answer is as of the first of them; in several, its revision is that of the user's own.
-    pub(super) fn resting_on(&self, known: Freshness, later: Freshness) -> Freshness {
-        let mut joined = later.joined(known);
-        if !self.tables.is_divided() {
-            joined.revision = known.revision.min(later.revision);
-        }
-        joined
-    }
-
     /// The facts of a user about the class that decides. Where that is another one than was asked for,
     /// what the user opted out of in the category that was asked for denies, too.
     pub(super) fn facts_as(
@@ -149,7 +139,8 @@ impl Checker {
         let class = decides.unwrap_or(Class::Marketing);
         let (facts, later) = self.facts_as((pair, former), category, class, known.at);
         let facts = decides.and(facts);
-        let evaluation = Evaluation::new(self, self.resting_on(known.freshness, later), clock())?;
+        let freshness = self.tables.resting_on(known.freshness, later);
+        let evaluation = Evaluation::new(self, freshness, clock())?;
         let result = evaluation.result(&facts, parsed.parameters(class));
         let stricter = (class != category.class).then_some(class);
         Ok((parsed, CheckResult { stricter, ..result }, evaluation.now))

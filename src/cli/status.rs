@@ -34,18 +34,18 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     let status = response.map_err(|status| args.client.explain(&status))?.into_inner();
     // Before the table is loaded no check is answered.
     let verdict = match status.phase() {
-        pb::get_status_response::Phase::Loading => Verdict::No,
+        Phase::Loading => Verdict::No,
         _ => Verdict::Yes,
     };
     if args.client.json {
         output::json("GetStatusResponse", &status)?;
         return Ok(verdict);
     }
-    let phase = status.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
+    let phase = phase_text(status.phase());
     let cause = if status.cause.is_empty() { String::new() } else { format!(": {}", status.cause) };
     output::line(&format!("phase      {phase}{cause}"))?;
     let proven = match status.phase() {
-        pb::get_status_response::Phase::Loading => "never".to_owned(),
+        Phase::Loading => "never".to_owned(),
         _ => format!("{} ago", output::duration_text(status.staleness.as_ref())),
     };
     output::line(&format!("proven     {proven}"))?;
@@ -75,12 +75,15 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<Verdict> {
     Ok(verdict)
 }
 
+fn phase_text(phase: Phase) -> String {
+    phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()
+}
+
 /// The partitions: how many are followed, and how those are that are not live.
 fn partition_lines(partitions: &[pb::PartitionStatus]) -> Vec<String> {
-    let word = |phase: Phase| phase.as_str_name().trim_start_matches("PHASE_").to_lowercase();
     let mut counts = BTreeMap::new();
     for one in partitions {
-        *counts.entry(word(one.phase())).or_insert(0_usize) += 1;
+        *counts.entry(phase_text(one.phase())).or_insert(0_usize) += 1;
     }
     let counts: Vec<_> = counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
     let mut lines =
@@ -91,7 +94,7 @@ fn partition_lines(partitions: &[pb::PartitionStatus]) -> Vec<String> {
             Phase::Loading => "never proven".to_owned(),
             _ => format!("proven {} ago", output::duration_text(one.staleness.as_ref())),
         };
-        format!("           {} {}, {proven}: {}", one.number, word(one.phase()), one.cause)
+        format!("           {} {}, {proven}: {}", one.number, phase_text(one.phase()), one.cause)
     }));
     let more = faulty().count().saturating_sub(MAX_PARTITIONS);
     if more > 0 {

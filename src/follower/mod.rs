@@ -355,6 +355,7 @@ impl Follower {
                 let page = match page {
                     Ok(page) => self.of_known_layout(page),
                     Err(error) => {
+                        self.leave_turn();
                         self.report.on_read_error(self.applier.writer(), &error);
                         let is_missing = error.is_missing();
                         Err(if is_missing { ReadFailure::Missing } else { ReadFailure::Unanswered })
@@ -365,6 +366,7 @@ impl Follower {
             Completion::Bucket(request, bucket) => {
                 let is_live = scheduler.state_machine().is_live();
                 let bucket = bucket.map_err(|error| {
+                    self.leave_turn();
                     if request.is_added() {
                         self.report.on_addition_error(&error);
                         return ReadFailure::Unanswered;
@@ -389,6 +391,13 @@ impl Follower {
         Ok(page)
     }
 
+    /// Lets other partitions be loaded first, where this one is being loaded and cannot be read.
+    fn leave_turn(&self) {
+        if let Some(reader) = &self.bucket_reader {
+            reader.leave_turn();
+        }
+    }
+
     fn read_page(&self, request: PageRequest) -> PendingOperation {
         let (partition, page_timeout) = (self.partition.clone(), period(self.max_staleness));
         Box::pin(async move {
@@ -403,7 +412,7 @@ impl Follower {
         Box::pin(async move {
             sleep(wait).await;
             if let Some(reader) = &reader {
-                // A load waits as long as it takes for those of other partitions.
+                // A load waits as long as it takes for those of other partitions that can be read.
                 reader.turn().await;
             }
             let read = async {

@@ -315,7 +315,8 @@ impl Report {
                 error!(
                     partition = self.partition,
                     pairs = retained,
-                    "the ledger has lost too much: the table stays invalid"
+                    "the table stays invalid, and its pairs are denied as STALE: {}",
+                    self.overflow
                 );
                 writer.set_cause(self.overflow.clone());
                 self.on_loaded();
@@ -336,7 +337,11 @@ impl Report {
     fn on_invalidated(&mut self, writer: &mut Writer, cause: ResyncCause) {
         self.may_have_lost |= cause.may_be_loss();
         if cause != ResyncCause::Start && self.begins(Incident::Invalid, cause.label()) {
-            warn!(partition = self.partition, cause = cause.label(), "the table is not valid");
+            warn!(
+                partition = self.partition,
+                cause = cause.label(),
+                "the table is not valid, and its pairs are denied as STALE until it is: {cause}"
+            );
         }
         self.metrics.resynced(cause.label());
         if cause == ResyncCause::Fork {

@@ -265,11 +265,11 @@ impl LinkedIds {
 /// `here` says which of them are in that partition: revisions of others say nothing about the pair.
 #[must_use]
 pub fn last_revision(appended: &[Appended], here: &[bool]) -> Option<Revision> {
-    let mut here = here.iter();
-    appended.iter().try_fold(0, |last: Revision, outcome| match outcome {
-        Appended::Committed(revision) if here.next() == Some(&true) => Some(last.max(*revision)),
+    let here = here.iter().copied().chain(std::iter::repeat(false));
+    appended.iter().zip(here).try_fold(0, |last: Revision, (outcome, is_here)| match outcome {
+        Appended::Committed(revision) if is_here => Some(last.max(*revision)),
         Appended::Committed(_) => Some(last),
-        _ => None,
+        Appended::Conflict(_) | Appended::Failed(_) => None,
     })
 }
 

@@ -87,4 +87,11 @@ impl Freshness {
             revision: self.revision,
         }
     }
+
+    /// How current an answer is that rests on this look-up and on an earlier one in the same table: it is as of the
+    /// earlier one.
+    #[must_use]
+    pub fn as_of_earlier(self, earlier: Self) -> Self {
+        Self { revision: earlier.revision.min(self.revision), ..self.joined(earlier) }
+    }
 }

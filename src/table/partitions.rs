@@ -73,6 +73,14 @@ impl BatchFreshness {
             }
         }
     }
+
+    /// Adds that the answer at this place rests on an earlier look-up, too: see [`Tables::resting_on`].
+    pub fn rest_on(&mut self, place: usize, earlier: Freshness) {
+        match self {
+            Self::Whole(freshness) => *freshness = freshness.as_of_earlier(earlier),
+            Self::Each(_) => self.join(place, earlier),
+        }
+    }
 }
 
 impl From<Table> for Tables {
@@ -201,6 +209,13 @@ impl Tables {
                 partitions.all(|number| divided.at(number, &mut is_so).unwrap_or(false))
             }
         }
+    }
+
+    /// How current an answer is that rests on an earlier look-up, perhaps in another partition, and on a later one of
+    /// the user. In one table the answer is as of the earlier; in several, its revision is that of the user's own.
+    #[must_use]
+    pub fn resting_on(&self, earlier: Freshness, later: Freshness) -> Freshness {
+        if self.is_divided() { later.joined(earlier) } else { later.as_of_earlier(earlier) }
     }
 
     /// The last applied revision of each partition; 0 of those that are not followed.

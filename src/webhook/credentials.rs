@@ -8,7 +8,7 @@ use tokio::signal::unix::Signal;
 use tracing::{info, warn};
 
 use super::{Signer, Webhook};
-use crate::reload::{self, Reload};
+use crate::reload;
 use crate::secrets::Secrets;
 use crate::whatsapp::Rules;
 
@@ -32,30 +32,30 @@ pub(crate) async fn reload<E>(
 ) where
     E: fmt::Display + Send + 'static,
 {
-    reload::reload(hangup, read, |Reload { is_news, content, .. }| match content {
-        Ok(config) => {
-            let changed = **webhook.config.load() != config;
-            let numbers = config.rules.numbers.len();
-            if changed {
-                let numbers = config.rules.numbers.keys().map(String::as_str);
-                webhook.metrics.webhook_receives(numbers);
-                webhook.config.store(Arc::new(config));
-            }
-            if changed || is_news {
-                info!(numbers, changed, "reloaded the webhook's secrets and [whatsapp]");
-                webhook.metrics.webhook_reloaded("done");
-            }
+    let replace = |config: ReceiverConfig| {
+        let changed = **webhook.config.load() != config;
+        if changed {
+            let numbers = config.rules.numbers.keys().map(String::as_str);
+            webhook.metrics.webhook_receives(numbers);
+            webhook.config.store(Arc::new(config));
         }
-        Err(cause) => {
-            if is_news {
-                warn!(
-                    cause,
-                    "keeping the webhook's previous secrets and numbers: the changed \
-                     configuration cannot be used; mend it, it is read again within five seconds"
-                );
-                webhook.metrics.webhook_reloaded("failed");
-            }
+        changed
+    };
+    reload::reload(hangup, read, |outcome| match outcome.replace_by(replace) {
+        Some(Ok(changed)) => {
+            let numbers = webhook.config.load().rules.numbers.len();
+            info!(numbers, changed, "reloaded the webhook's secrets and [whatsapp]");
+            webhook.metrics.webhook_reloaded("done");
         }
+        Some(Err(cause)) => {
+            warn!(
+                cause,
+                "keeping the webhook's previous secrets and numbers: the changed configuration cannot be used; \
+                 mend it, it is read again within five seconds"
+            );
+            webhook.metrics.webhook_reloaded("failed");
+        }
+        None => {}
     })
     .await;
 }

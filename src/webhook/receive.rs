@@ -240,12 +240,10 @@ impl Webhook {
         let mut all: Vec<Option<Recorded>> = Vec::with_capacity(submissions.len());
         for chunk in submissions.chunks(MAX_EVENTS) {
             let results = self.recorder.record(chunk).await;
-            let fails =
-                |result: &Recorded| matches!(result, Err(Refusal::Ledger(_) | Refusal::Unknown(_)));
-            let gone = results.iter().any(fails);
+            let is_gone = is_ledger_gone(&results);
             all.extend(results.into_iter().map(Some));
-            if gone {
-                // The ledger failed: the rest would fail, too.
+            if is_gone {
+                // The rest would fail, too.
                 break;
             }
         }
@@ -294,6 +292,13 @@ fn raise(kinds: &mut [(UpdateKind, UpdateOutcome)], place: usize, outcome: Updat
     if let Some((_, worst)) = kinds.get_mut(place) {
         *worst = outcome.max(*worst);
     }
+}
+
+/// Whether the ledger has failed, by the results of recording some events. One that has recorded any of them may have
+/// lost a partition, and records in the others.
+fn is_ledger_gone(results: &[Recorded]) -> bool {
+    let fails = |result: &Recorded| matches!(result, Err(Refusal::Ledger(_) | Refusal::Unknown(_)));
+    results.iter().any(fails) && !results.iter().any(Result::is_ok)
 }
 
 /// Whether an event was refused only because its time is too far ahead of the ledger's clock.
@@ -382,5 +387,22 @@ fn verify_and_parse(
         Verdict::Signed => Ok(whatsapp::parse(body, &config.rules)?),
         Verdict::Wrong => Err(ReceiveError::WrongSignature),
         Verdict::Missing => Err(ReceiveError::Unsigned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consentd_core::record::Outcome;
+    use consentd_ledger::LedgerError;
+
+    #[test]
+    fn ledger_that_has_recorded_some_events_is_not_gone() {
+        let recorded: Recorded = Ok(Outcome::default());
+        let failed: Recorded = Err(Refusal::Ledger(LedgerError::Busy));
+        assert!(is_ledger_gone(&[failed.clone(), failed.clone()]));
+        assert!(is_ledger_gone(&[failed.clone(), Err(Refusal::Contended)]));
+        assert!(!is_ledger_gone(&[failed, recorded.clone()]));
+        assert!(!is_ledger_gone(&[recorded]) && !is_ledger_gone(&[]));
     }
 }

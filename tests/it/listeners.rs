@@ -481,9 +481,10 @@ async fn commands_ask_where_their_environment_says_that_the_sidecar_listens() {
     let flag = path.to_str().unwrap();
     let sidecar = Sidecar::live_at(folder.path(), &["--unix", flag], &format!("unix:{flag}")).await;
     let port = sidecar.grpc.rsplit_once(':').unwrap().1;
-    let (any, none) = (format!("0.0.0.0:{port}"), "none");
+    let (any, none, address) = (format!("0.0.0.0:{port}"), "none", format!("unix:{flag}"));
     for environment in [
         [("CONSENTD_UNIX", flag), ("CONSENTD_LISTEN", none)],
+        [("CONSENTD_UNIX", &address), ("CONSENTD_LISTEN", none)],
         [("CONSENTD_UNIX", ""), ("CONSENTD_LISTEN", &any)],
     ] {
         let (code, said) = run_in(&environment, &["healthcheck", "readiness"]);

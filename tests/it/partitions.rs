@@ -50,6 +50,17 @@ fn partition(user: &str) -> u32 {
     layout().partition_of(KeySecret::new(&[0; 16]).key(&user, business))
 }
 
+/// The key of a partition with this ending.
+fn key_of(redis: &Redis, partition: u32, ending: &str) -> String {
+    match redis.command(&["KEYS", &format!("*consent:{partition}[.}}]*{ending}")]) {
+        Value::Array(found) => match &found[..] {
+            [Value::Bulk(name)] => String::from_utf8(name.clone()).unwrap(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Records an event; gives the revision that the answer names.
 async fn record(sidecar: &Sidecar, user: &str, what: pb::consent_event::What, id: &str) -> u64 {
     let mut event = event(user, BUSINESS, what);
@@ -122,12 +133,7 @@ async fn what_is_recorded_in_any_partition_is_enforced_everywhere_and_told_to_wa
 
 /// Takes a partition away as an operator's mistake would: its meta is renamed to `elsewhere`. Gives its name.
 fn lose(redis: &Redis, partition: u32) -> String {
-    let Value::Array(found) = redis.command(&["KEYS", &format!("*consent:{partition}[.}}]*meta")])
-    else {
-        panic!("no list of keys");
-    };
-    let [Value::Bulk(name)] = &found[..] else { panic!("{found:?}") };
-    let name = String::from_utf8(name.clone()).unwrap();
+    let name = key_of(redis, partition, "meta");
     redis.command(&["RENAME", &name, "elsewhere"]);
     name
 }
@@ -272,6 +278,27 @@ async fn partition_that_is_lost_denies_its_own_pairs_alone_and_comes_back() {
     redis.command(&["RENAME", "elsewhere", &name]);
     live_within(&sidecar, PATIENCE).await;
     answers(&sidecar, &users[0], BUSINESS, "marketing", Reason::OptedIn).await;
+}
+
+/// A few partitions are loaded at a time: those that cannot be must not keep the places of others.
+#[tokio::test]
+async fn partitions_with_lost_buckets_keep_no_others_from_being_loaded() {
+    let (redis, ledger) = ledger();
+    let lost: Vec<_> = (0..6).map(|partition| key_of(&redis, partition, ":b:0")).collect();
+    for bucket in &lost {
+        redis.command(&["DEL", bucket]);
+    }
+    let sidecar = serve(&ledger, &["--max-staleness", "2s"], &[]);
+    let phases = async || {
+        let told = status(&sidecar).await;
+        told.partitions.iter().map(pb::PartitionStatus::phase).collect::<Vec<_>>()
+    };
+    let expected = [&[Phase::Loading; 6][..], &[Phase::Live; 2]].concat();
+    eventually("the others are loaded", async || phases().await == expected).await;
+    for bucket in &lost {
+        redis.command(&["HSET", bucket, ".", ""]);
+    }
+    live_within(&sidecar, PATIENCE).await;
 }
 
 #[tokio::test]

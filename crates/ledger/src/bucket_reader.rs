@@ -22,11 +22,20 @@ impl BucketReader {
     }
 
     /// Waits for this reader's turn: a ledger of many partitions is loaded a few partitions at a time, so that
-    /// there are only so many connections. It has it until it is dropped.
+    /// there are only so many connections. It has it until it is dropped, or [leaves it](Self::leave_turn).
     pub async fn turn(&self) {
         match &self.0 {
             Kind::Embedded(_) => {}
             Kind::Redis(stream) => stream.turn().await,
+        }
+    }
+
+    /// Leaves the turn to another reader, because this one's partition cannot be read at present: partitions that
+    /// can be must not wait for it.
+    pub fn leave_turn(&self) {
+        match &self.0 {
+            Kind::Embedded(_) => {}
+            Kind::Redis(stream) => stream.leave_turn(),
         }
     }
 

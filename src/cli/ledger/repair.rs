@@ -60,18 +60,18 @@ pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
                    in it is mended by restoring a backup; to look at all of it: consentd ledger \
                    verify";
     let RepairArgs { accept_loss, scrub: args } = args;
-    let mending = if accept_loss { RepairMode::AcceptingLoss } else { RepairMode::All };
-    run(args, mending, instead).await
+    let mode = if accept_loss { RepairMode::AcceptingLoss } else { RepairMode::All };
+    run(args, mode, instead).await
 }
 
-async fn run(args: ScrubArgs, mending: RepairMode, instead: &str) -> anyhow::Result<Verdict> {
+async fn run(args: ScrubArgs, mode: RepairMode, instead: &str) -> anyhow::Result<Verdict> {
     let ScrubArgs { dry_run, lines, target } = args;
     let mut bar = bucket_progress();
     let repaired = with_ledger(&target.address()?, async |ledger: &Ledger| {
         let redis = only_redis(ledger, instead)?;
         let tell = &mut |progress| show_progress(&mut bar, progress);
         // Boxed, because the future is large and would be copied with this one.
-        Ok(Box::pin(redis.repair(mending, dry_run, tell)).await?)
+        Ok(Box::pin(redis.repair(mode, dry_run, tell)).await?)
     })
     .await;
     drop(bar);
@@ -95,27 +95,25 @@ async fn run(args: ScrubArgs, mending: RepairMode, instead: &str) -> anyhow::Res
     for (found, how) in done.iter().take(lines) {
         output::line(&format!("{found}: {would}{how}"))?;
     }
+    let count = |number: usize| HumanCount(u64::try_from(number).unwrap_or(u64::MAX));
     if done.len() > lines {
-        let more = u64::try_from(done.len() - lines).unwrap_or(u64::MAX);
-        output::line(&format!("and {} more", HumanCount(more)))?;
+        output::line(&format!("and {} more", count(done.len() - lines)))?;
     }
     if dry_run {
-        let count = HumanCount(done.len().try_into().unwrap_or(u64::MAX));
         output::line(&match done.len() {
             0 => "nothing would be done".to_owned(),
             1 => "1 thing would be mended".to_owned(),
-            _ => format!("{count} things would be mended"),
+            more => format!("{} things would be mended", count(more)),
         })?;
         return Ok(verdict);
     }
     if left.found > 0 {
-        output::line(match mending {
+        output::line(match mode {
             RepairMode::OutOfBand => "what scrub does not mend (see consentd ledger repair):",
             RepairMode::All | RepairMode::AcceptingLoss => "what cannot be mended, or not yet:",
         })?;
         verify::list(&left, lines)?;
     }
-    let count = HumanCount(done.len().try_into().unwrap_or(u64::MAX));
-    output::line(&format!("{count} mended, {} left", HumanCount(left.found)))?;
+    output::line(&format!("{} mended, {} left", count(done.len()), HumanCount(left.found)))?;
     Ok(verdict)
 }

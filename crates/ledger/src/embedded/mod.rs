@@ -118,12 +118,7 @@ impl Embedded {
         retention: Retention,
         cache_bytes: usize,
     ) -> Result<(Self, Appender), OpenError> {
-        panics_as_damage(path, || {
-            let LedgerFile { database, identity, .. } = LedgerFile::open(path, cache_bytes)?;
-            let meta = tables::prepare(&database, path)?;
-            meta.check_keys(path)?;
-            Self::with_database(database, &meta, Some(identity), path, retention)
-        })
+        Self::open_if(path, retention, cache_bytes, |meta| meta.check_keys(path))
     }
 
     /// Opens the ledger like [`open`](Self::open), whichever [version](consentd_core::id::KEY_VERSION) its
@@ -137,9 +132,19 @@ impl Embedded {
         retention: Retention,
         cache_bytes: usize,
     ) -> Result<(Self, Appender), OpenError> {
+        Self::open_if(path, retention, cache_bytes, |_| Ok(()))
+    }
+
+    fn open_if(
+        path: &Path,
+        retention: Retention,
+        cache_bytes: usize,
+        check: impl FnOnce(&Meta) -> Result<(), OpenError>,
+    ) -> Result<(Self, Appender), OpenError> {
         panics_as_damage(path, || {
             let LedgerFile { database, identity, .. } = LedgerFile::open(path, cache_bytes)?;
             let meta = tables::prepare(&database, path)?;
+            check(&meta)?;
             Self::with_database(database, &meta, Some(identity), path, retention)
         })
     }

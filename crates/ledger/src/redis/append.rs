@@ -180,21 +180,20 @@ fn prepare(key: Key, bucket: u32, update: Update) -> UpdateArgs {
 }
 
 /// How a batch is sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SendMode {
     /// With the flag that lets Redis execute the script even if its memory is full.
     pub(super) even_full: bool,
     /// With the script's source instead of its digest.
     pub(super) source: bool,
-    /// The command that announces the changes.
-    pub(super) publish: &'static str,
 }
 
-/// The command that appends a batch, and trims the log to `log_entries`.
+/// The command that appends a batch, announces it by `publish`, and trims the log to `log_entries`.
 pub(super) fn append_command(
     keyspace: &Keyspace,
     items: &[PendingAppend],
     mode: SendMode,
+    publish: &str,
     log_entries: u64,
 ) -> Cmd {
     let fixed = [&keyspace.meta, &keyspace.log, &keyspace.text, &keyspace.fence, &keyspace.erased];
@@ -218,7 +217,7 @@ pub(super) fn append_command(
     let epoch = items.first().map_or([0; 16], |item| item.epoch);
     command.arg(&epoch[..]).arg(&keyspace.channel).arg(log_entries.to_string());
     command.arg(statements.len()).arg(items.len());
-    command.arg(u8::from(items.iter().any(|item| item.repairs))).arg(mode.publish);
+    command.arg(u8::from(items.iter().any(|item| item.repairs))).arg(publish);
     for (digest, text) in statements {
         command.arg(&digest[..]).arg(text);
     }

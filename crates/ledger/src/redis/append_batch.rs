@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::append::{Outcome, PendingAppend, SendMode, append_command, decode_outcomes};
 use super::error::{RedisFailure, RedisRejection};
 use super::fsync_check::synced_count;
-use super::keyspace::{Keyspace, stored};
+use super::keyspace::stored;
 use super::pipeline::{response_timeout, send_pipeline};
 use super::roll_forward::roll_forward;
 use super::{Durability, Options, Shared};
@@ -70,8 +70,7 @@ pub(super) async fn send_batch(
     mut permit: Option<OwnedSemaphorePermit>,
 ) {
     let started = clock::boot();
-    let publish = Keyspace::publish_command(shared.primary.target().topology());
-    let mut mode = SendMode { even_full: false, source: false, publish };
+    let mut mode = SendMode::default();
     let mut attempt = 0;
     while !pending.is_empty() {
         let failure = match shared.send(&pending, mode, permit.take()).await {
@@ -241,7 +240,8 @@ impl Shared {
         let log_entries = retention
             .map_or(u64::MAX, |retention| retention.log_entries.div_ceil(u64::from(partitions)));
         let mut pipeline = redis::pipe();
-        pipeline.add_command(append_command(&self.keyspace, pending, mode, log_entries));
+        let publish = self.writes.topology().publish_command();
+        pipeline.add_command(append_command(&self.keyspace, pending, mode, publish, log_entries));
         let mut commands = 1;
         if let Some(confirmation) = confirmation_command(&self.common.options) {
             pipeline.add_command(confirmation);
@@ -322,7 +322,6 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "{consent:0}:text";
-    const PLAIN: SendMode = SendMode { even_full: false, source: false, publish: "PUBLISH" };
 
     fn step(failure: &RedisFailure, mode: SendMode, remaining: Duration) -> NextStep {
         next_step(failure, mode, TEXT, remaining)
@@ -330,7 +329,7 @@ mod tests {
 
     #[test]
     fn next_step_changes_the_mode_once_and_then_gives_up() {
-        let (plain, time) = (PLAIN, Duration::from_secs(1));
+        let (plain, time) = (SendMode::default(), Duration::from_secs(1));
         let full = RedisFailure::Rejected(RedisRejection::Full);
         assert_eq!(step(&RedisFailure::NoScript, plain, time), NextStep::SendSource);
         let source = SendMode { source: true, ..plain };
@@ -345,7 +344,7 @@ mod tests {
 
     #[test]
     fn next_step_retries_until_the_budget_is_spent() {
-        let (plain, time) = (PLAIN, Duration::from_millis(1));
+        let (plain, time) = (SendMode::default(), Duration::from_millis(1));
         let cut_short = RedisFailure::Rejected(RedisRejection::CutShort);
         let read_only = RedisFailure::Rejected(RedisRejection::ReadOnly);
         let no_reply = RedisFailure::NoReply(Arc::new(RedisRejection::ReadOnly));

@@ -88,6 +88,14 @@ impl BucketStream {
         }
     }
 
+    /// Gives its place to another partition.
+    pub(crate) fn leave_turn(&self) {
+        // While it is locked, this partition waits for a place, and has none.
+        if let Ok(mut turn) = self.turn.try_lock() {
+            *turn = None;
+        }
+    }
+
     /// Reads one bucket. Of its records, what a table does not need is left out: see
     /// [`BucketReader`](crate::BucketReader).
     pub(crate) async fn bucket(&self, number: u32) -> Result<Bucket, LedgerError> {

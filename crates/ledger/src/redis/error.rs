@@ -97,8 +97,8 @@ pub enum RedisRejection {
     Replaced,
     /// The ledger is divided otherwise than it was when this process first read it.
     #[error(
-        "the ledger has {found} partitions, and had {known} when this process began to use it: it was replaced \
-         by another ledger; restart this process"
+        "the ledger is divided otherwise than when this process began to use it (then into {known} partitions, now \
+         into {found}): it was replaced by another ledger; restart this process"
     )]
     OtherLayout {
         /// The known number of partitions.
@@ -286,6 +286,11 @@ impl RedisFailure {
             "NOSCRIPT" => Self::NoScript,
             code => Self::Rejected(RedisRejection::of_reply(code, detail)),
         }
+    }
+
+    /// Whether the server has rejected the command for now: a retry, soon or at another server, may succeed.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.is_transient())
     }
 
     /// Whether another server is to be asked: this one is not the primary, or not any more.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use redis::Value;
 use tokio::sync::SemaphorePermit;
 
 use super::error::{RedisFailure, RedisRejection};
@@ -241,10 +240,7 @@ impl Shared {
     ) -> Result<(u64, Vec<(Vec<u8>, Vec<u8>)>), RedisFailure> {
         let mut command = redis::cmd("HSCAN");
         command.arg(hash).arg(cursor).arg("COUNT").arg(MAX_FIELDS);
-        let Value::Array(answer) = ask(&self.writes, &command).await? else {
-            return Err(RedisFailure::Rejected(RedisRejection::MalformedReply));
-        };
-        let mut answer = Answer::of(Value::Array(answer))?;
+        let mut answer = Answer::of(ask(&self.writes, &command).await?)?;
         let next = answer.number()?;
         let mut fields = Answer::of(answer.next()?)?;
         let mut found = Vec::new();

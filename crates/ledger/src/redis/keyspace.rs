@@ -2,7 +2,6 @@
 
 use sha1::{Digest as _, Sha1};
 
-use super::server_info::Topology;
 use crate::history::HistoryItem;
 use crate::{LogEntry, LogHead, StoredRecord, UndecodedEntry, UnreadableRecord, Version, codec};
 use consentd_core::businesses::Businesses;
@@ -102,15 +101,6 @@ impl Keyspace {
     /// The slot of all keys in a Redis Cluster, by the hash tag.
     pub(super) fn slot(&self) -> u16 {
         self.slot
-    }
-
-    /// The command that publishes to the channel: in a Cluster an announcement then costs the shard of its slot
-    /// alone.
-    pub(super) fn publish_command(topology: Topology) -> &'static str {
-        match topology {
-            Topology::Single | Topology::Sentinels => "PUBLISH",
-            Topology::Cluster => "SPUBLISH",
-        }
     }
 
     /// The key that a repair copies the log to. It exists only while the log is being rebuilt.

@@ -157,15 +157,15 @@ impl Shared {
     /// Adds the missing keys to a durability status.
     pub(super) fn status_with_missing_keys(
         &self,
-        mut standing: DurabilityStatus,
+        mut status: DurabilityStatus,
     ) -> DurabilityStatus {
         let missing = self.lock_missing_keys();
         let warnings = missing.warnings();
-        standing.lost_keys = u64::try_from(missing.keys.len()).unwrap_or(u64::MAX);
+        status.lost_keys = u64::try_from(missing.keys.len()).unwrap_or(u64::MAX);
         if !warnings.is_empty() {
-            standing.warnings = standing.warnings.iter().cloned().chain(warnings).collect();
+            status.warnings = status.warnings.iter().cloned().chain(warnings).collect();
         }
-        standing
+        status
     }
 
     fn lock_missing_keys(&self) -> MutexGuard<'_, MissingKeys> {

@@ -25,7 +25,7 @@ use consentd_core::id::Key;
 use consentd_core::partition::{Layout, MAX_PARTITIONS};
 use consentd_core::time::Timestamp;
 
-/// How many partitions are loaded at once: each has a connection of its own meanwhile.
+/// How many partitions that can be read are loaded at once: each has a connection of its own meanwhile.
 const MAX_LOADS: usize = 4;
 
 /// How many partitions an operator's command reads at once.
@@ -432,12 +432,9 @@ impl Redis {
     ) -> Result<Report, LedgerError> {
         let mut report = Report::default();
         let all = self.all_or_first().await?;
-        let mut total = TotalProgress::new(all.len());
-        for partition in all {
-            let tell = &mut |part| report_progress(total.of(part));
-            let verified = partition.verify(depth, tell).await?;
-            report.merge(verified);
-            total.next();
+        let mut total = TotalProgress::new(all.len(), report_progress);
+        for (before, partition) in (0..).zip(all) {
+            report.merge(partition.verify(depth, &mut total.after(before)).await?);
         }
         Ok(report)
     }
@@ -456,13 +453,11 @@ impl Redis {
     ) -> Result<Repaired, LedgerError> {
         let mut repaired = Repaired::default();
         let all = self.all_or_first().await?;
-        let mut total = TotalProgress::new(all.len());
-        for partition in all {
-            let tell = &mut |part| report_progress(total.of(part));
-            let part = partition.repair(mode, dry_run, tell).await?;
+        let mut total = TotalProgress::new(all.len(), report_progress);
+        for (before, partition) in (0..).zip(all) {
+            let part = partition.repair(mode, dry_run, &mut total.after(before)).await?;
             repaired.done.extend(part.done);
             repaired.left.merge(part.left);
-            total.next();
         }
         Ok(repaired)
     }
@@ -495,30 +490,30 @@ impl Parts {
     }
 }
 
-/// The progress over all partitions, which have as many buckets each.
-struct TotalProgress {
+/// Reports the progress over all partitions, which have as many buckets each.
+struct TotalProgress<'a> {
+    report: &'a mut (dyn FnMut(Progress) + Send),
     partitions: u32,
-    done: u32,
-    /// The pairs of the partitions that are done, and of the present one.
+    /// How many pairs the partitions before the present one have, and how many that has so far.
     pairs: (u64, u64),
 }
 
-impl TotalProgress {
-    fn new(partitions: usize) -> Self {
-        Self { partitions: u32::try_from(partitions).unwrap_or(u32::MAX), done: 0, pairs: (0, 0) }
+impl<'a> TotalProgress<'a> {
+    fn new(partitions: usize, report: &'a mut (dyn FnMut(Progress) + Send)) -> Self {
+        let partitions = u32::try_from(partitions).unwrap_or(u32::MAX);
+        Self { report, partitions, pairs: (0, 0) }
     }
 
-    fn of(&mut self, part: Progress) -> Progress {
-        self.pairs.1 = part.pairs;
-        Progress {
-            done: self.done.saturating_mul(part.of).saturating_add(part.done),
-            of: self.partitions.saturating_mul(part.of),
-            pairs: self.pairs.0.saturating_add(part.pairs),
-        }
-    }
-
-    fn next(&mut self) {
-        self.done = self.done.saturating_add(1);
+    /// Reports the progress of the next partition, which comes after this many.
+    fn after(&mut self, partitions: u32) -> impl FnMut(Progress) + Send {
         self.pairs = (self.pairs.0.saturating_add(self.pairs.1), 0);
+        move |part| {
+            self.pairs.1 = part.pairs;
+            (self.report)(Progress {
+                done: partitions.saturating_mul(part.of).saturating_add(part.done),
+                of: self.partitions.saturating_mul(part.of),
+                pairs: self.pairs.0.saturating_add(part.pairs),
+            });
+        }
     }
 }

@@ -107,7 +107,7 @@ impl RedisPartition {
         let failed = |failure| shared.convert_failure_for(identity.epoch, failure);
         let (keys, args) = ([&shared.keyspace.meta], [&identity.epoch[..]]);
         let answer = scripts::ACCEPT.run(&shared.writes, &keys, &args).await.map_err(failed)?;
-        Ok(Answer::of(redis::Value::Array(vec![answer]))?.number()?)
+        Ok(Answer::one(answer).number()?)
     }
 }
 

@@ -86,8 +86,8 @@ impl Shared {
                 }
             }
             let keys = [&self.keyspace.meta, &self.keyspace.log];
-            let args = [&identity.epoch[..], young.to_string().as_bytes()].map(<[u8]>::to_vec);
-            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+            let revision = young.to_string();
+            let args = [&identity.epoch[..], revision.as_bytes()];
             scripts::TRIM_LOG.run(&self.writes, &keys, &args).await?;
             if young < most {
                 break;

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use redis::Value;
-
 use super::append::MAX_BATCH;
 use super::conn::ConnectionManager;
 use super::error::{RedisFailure, RedisRejection};
@@ -24,7 +22,7 @@ pub(super) async fn roll_forward(
 ) -> Result<(), RedisFailure> {
     let mut command = redis::cmd("HGET");
     command.arg(&keyspace.meta).arg("rev");
-    let revision = Answer::of(Value::Array(vec![ask(writes, &command).await?]))?.number()?;
+    let revision = Answer::one(ask(writes, &command).await?).number()?;
     let next = revision.saturating_add(1).to_string();
     let mut command = redis::cmd("XRANGE");
     command.arg(&keyspace.log).arg(&next).arg("+").arg("COUNT").arg(MAX_BEHIND);
@@ -46,7 +44,7 @@ pub(super) async fn roll_forward(
     let max_entries = MAX_BEHIND.to_string();
     let numbers: Vec<_> = buckets.iter().map(u32::to_string).collect();
     let is_repair: &[u8] = if is_repair { b"1" } else { b"0" };
-    let publish = Keyspace::publish_command(writes.topology()).as_bytes();
+    let publish = writes.topology().publish_command().as_bytes();
     let channel = keyspace.channel.as_bytes();
     let mut args = vec![&epoch[..], channel, max_entries.as_bytes(), is_repair, publish];
     args.extend(numbers.iter().map(String::as_bytes));

@@ -77,8 +77,7 @@ impl Script {
         keys: &[impl AsRef<str>],
         args: &[&[u8]],
     ) -> Result<bool, RedisFailure> {
-        let answer = self.run(connections, keys, args).await?;
-        Ok(Answer::of(Value::Array(vec![answer]))?.number()? > 0)
+        Ok(Answer::one(self.run(connections, keys, args).await?).number()? > 0)
     }
 
     /// Runs the script over this connection of the manager.
@@ -267,6 +266,11 @@ pub(super) struct Answer(std::vec::IntoIter<Value>);
 const MALFORMED: RedisFailure = RedisFailure::Rejected(RedisRejection::MalformedReply);
 
 impl Answer {
+    /// A reply that is one element itself.
+    pub(super) fn one(value: Value) -> Self {
+        Self(vec![value].into_iter())
+    }
+
     pub(super) fn of(value: Value) -> Result<Self, RedisFailure> {
         match value {
             Value::Array(values) => Ok(Self(values.into_iter())),

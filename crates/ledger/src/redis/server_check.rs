@@ -54,10 +54,10 @@ impl Shared {
     ) -> Result<(), RedisFailure> {
         let now = clock::boot();
         let is_known = {
-            let looked = self.checked_server.lock().unwrap_or_else(PoisonError::into_inner);
-            looked.as_ref().is_some_and(|looked| {
-                let is_young = now.saturating_sub(looked.at) < VALIDITY;
-                looked.connection == connection.number() && is_young
+            let checked = self.checked_server.lock().unwrap_or_else(PoisonError::into_inner);
+            checked.as_ref().is_some_and(|checked| {
+                let is_recent = now.saturating_sub(checked.at) < VALIDITY;
+                checked.connection == connection.number() && is_recent
             })
         };
         if is_known {
@@ -77,42 +77,42 @@ impl Shared {
         connection: &Connection,
         now: Duration,
     ) -> Result<Result<(), UnsupportedServer>, RedisFailure> {
-        let (fitness, now) = {
+        let (info, now) = {
             let mut seen = connection.seen().info.lock().await;
             match &*seen {
                 Some((at, known)) if now.saturating_sub(*at) < VALIDITY && known.is_primary => {
                     (known.clone(), *at)
                 }
                 _ => {
-                    let looked = inspect(&mut connection.redis.clone()).await;
-                    let looked = looked.map_err(|error| RedisFailure::NoReply(Arc::new(error)))?;
-                    *seen = Some((now, looked.clone()));
-                    (looked, now)
+                    let info = inspect(&mut connection.redis.clone()).await;
+                    let info = info.map_err(|error| RedisFailure::NoReply(Arc::new(error)))?;
+                    *seen = Some((now, info.clone()));
+                    (info, now)
                 }
             }
         };
         let target = self.primary.target();
-        let judged = fitness.verdict(target.topology(), target.accepts_unfenced());
-        let judged = judged.and_then(|warnings| {
-            self.check_durability(&fitness)?;
+        let warnings = info.verdict(target.topology(), target.accepts_unfenced());
+        let warnings = warnings.and_then(|warnings| {
+            self.check_durability(&info)?;
             Ok(warnings)
         });
-        let verdict = judged.map(|warnings| self.update_status(&fitness, warnings));
+        let verdict = warnings.map(|warnings| self.update_status(&info, warnings));
         self.note_eviction_policy(&verdict);
         let connection = connection.number();
-        let looked = verdict.is_ok().then_some(CheckedServer { connection, at: now });
-        *self.checked_server.lock().unwrap_or_else(PoisonError::into_inner) = looked;
+        let checked = verdict.is_ok().then_some(CheckedServer { connection, at: now });
+        *self.checked_server.lock().unwrap_or_else(PoisonError::into_inner) = checked;
         Ok(verdict)
     }
 
     /// Checks that the server can confirm the configured durability.
-    fn check_durability(&self, fitness: &ServerInfo) -> Result<(), UnsupportedServer> {
-        let (major, minor, _) = fitness.version;
+    fn check_durability(&self, info: &ServerInfo) -> Result<(), UnsupportedServer> {
+        let (major, minor, _) = info.version;
         match self.common.options.durability {
             Durability::Aof if (major, minor) < WAITAOF_SINCE => {
-                Err(UnsupportedServer::NoWaitAof(fitness.called.clone()))
+                Err(UnsupportedServer::NoWaitAof(info.called.clone()))
             }
-            Durability::Aof if !matches!(fitness.durability, Persistence::AppendOnly(_)) => {
+            Durability::Aof if !matches!(info.durability, Persistence::AppendOnly(_)) => {
                 Err(UnsupportedServer::NoAppendOnlyFile)
             }
             _ => Ok(()),
@@ -120,18 +120,18 @@ impl Shared {
     }
 
     /// Updates the durability status by the result of a check.
-    fn update_status(&self, fitness: &ServerInfo, mut warnings: Vec<Warning>) {
+    fn update_status(&self, info: &ServerInfo, mut warnings: Vec<Warning>) {
         if matches!(self.common.options.durability, Durability::Replicas(_)) {
             // Acknowledged changes are on replicas, too.
             warnings.retain(|warning| *warning != Warning::MemoryAlone);
         }
-        let standing = DurabilityStatus {
-            durable: fitness.durability != Persistence::Memory
+        let status = DurabilityStatus {
+            durable: info.durability != Persistence::Memory
                 || matches!(self.common.options.durability, Durability::Replicas(_)),
             unfenced: warnings.contains(&Warning::Unfenced),
             lost_keys: 0,
             warnings: warnings.iter().map(ToString::to_string).collect(),
         };
-        *self.durability_status.write().unwrap_or_else(PoisonError::into_inner) = standing;
+        *self.durability_status.write().unwrap_or_else(PoisonError::into_inner) = status;
     }
 }

@@ -51,6 +51,16 @@ pub enum Topology {
     Cluster,
 }
 
+impl Topology {
+    /// The command that publishes announcements: in a Cluster each then costs the shard of its slot alone.
+    pub(super) fn publish_command(self) -> &'static str {
+        match self {
+            Self::Single | Self::Sentinels => "PUBLISH",
+            Self::Cluster => "SPUBLISH",
+        }
+    }
+}
+
 /// The longest `cluster-node-timeout` without a warning. The default is 15 seconds.
 const MAX_NODE_TIMEOUT: Duration = Duration::from_secs(5);
 

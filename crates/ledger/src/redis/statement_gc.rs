@@ -217,7 +217,7 @@ impl Shared {
             args.extend(digests.iter().map(|digest| &digest[..]));
             args.extend(part.iter().map(|(field, _)| field.as_slice()));
             let answer = scripts::ERASE_HISTORY.run(&self.writes, &keys, &args).await?;
-            if Answer::of(redis::Value::Array(vec![answer]))?.number()? == 0 {
+            if Answer::one(answer).number()? == 0 {
                 return Ok(false);
             }
         }

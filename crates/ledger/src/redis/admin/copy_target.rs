@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::super::Target;
 use super::super::error::{RedisFailure, RedisRejection};
-use super::super::keyspace::{Keyspace, encode_item, history_field, version_bytes};
+use super::super::keyspace::{encode_item, history_field, version_bytes};
 use super::super::scripts::{self, Answer, ask};
 use super::create::{CreateError, MAX_KEYS, NewIdentity, Place, Shape, Survey, hashes, places};
 use crate::portable_pair::{PortableEntry, PortablePair, statement_digests};
@@ -196,7 +196,7 @@ impl NewPartition {
     async fn finish(&self, end: &Position, new: &NewIdentity<'_>) -> Result<(), CopyError> {
         let Place { connections, keyspace } = &self.place;
         let meta = new.meta(keyspace.partition, end.revision, &end.head)?;
-        let publish = Keyspace::publish_command(connections.topology());
+        let publish = connections.topology().publish_command();
         let mut args = vec![&self.token[..], keyspace.channel.as_bytes(), publish.as_bytes()];
         args.extend(meta.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]));
         let keys = [&keyspace.meta, &keyspace.log, &keyspace.fence];

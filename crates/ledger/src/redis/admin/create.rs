@@ -14,6 +14,7 @@ use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD};
 use super::super::scripts::{self, Answer, ask, ask_all};
 use super::super::{Target, scripts::Script};
+use super::sentinel_field::length_and_sentinel;
 use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead};
 use consentd_core::partition::Layout;
@@ -231,13 +232,8 @@ impl Place {
             present += u64::from(!is("none"));
         }
         for some in hashes(keyspace, shape.buckets)?.chunks(MAX_KEYS) {
-            let both = some.iter().flat_map(|hash| {
-                let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
-                length.arg(hash);
-                sentinel.arg(hash).arg(SENTINEL_FIELD);
-                [length, sentinel]
-            });
-            for answers in ask_all(connections, both.collect()).await?.chunks(2) {
+            let both = length_and_sentinel(some);
+            for answers in ask_all(connections, both).await?.chunks(2) {
                 match answers {
                     [Value::Int(0), _] => {}
                     [Value::Int(1), Value::Int(1)] => present += 1,
@@ -311,7 +307,7 @@ impl Place {
         args: &[&[u8]],
     ) -> Result<(), CreateError> {
         let answer = script.run(&self.connections, keys, args).await?;
-        Answer::of(Value::Array(vec![answer]))?.number()?;
+        Answer::one(answer).number()?;
         Ok(())
     }
 }

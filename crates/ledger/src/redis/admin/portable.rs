@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use redis::Value;
-
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{SENTINEL_FIELD, decode_item, history_field, split_value};
 use super::super::scripts::{self, Answer, ask};
@@ -199,7 +197,7 @@ impl RedisPartition {
         let mut command = redis::cmd("HGET");
         command.arg(&self.shared.keyspace.meta).arg("secret");
         let value = ask(&self.shared.reads, &command).await?;
-        let secret = Answer::of(Value::Array(vec![value]))?.bytes()?;
+        let secret = Answer::one(value).bytes()?;
         StoredSecret::decode(&secret).ok_or(LedgerError::Damaged("the secret of the keys"))
     }
 }

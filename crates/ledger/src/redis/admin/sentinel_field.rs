@@ -8,6 +8,18 @@ use super::repair::RepairMode;
 use crate::verify::{Damage, Finding, Report};
 use crate::{Identity, LedgerError, bucket_of};
 
+/// The two commands for each of these hashes that tell how many fields it has, and whether the sentinel field is
+/// among them.
+pub(super) fn length_and_sentinel(hashes: &[String]) -> Vec<redis::Cmd> {
+    let both = hashes.iter().flat_map(|hash| {
+        let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
+        length.arg(hash);
+        sentinel.arg(hash).arg(SENTINEL_FIELD);
+        [length, sentinel]
+    });
+    both.collect()
+}
+
 impl RedisPartition {
     /// Whether nothing of a bucket is left to be rebuilt, by a report that lists all findings.
     pub(super) fn is_rebuilt(&self, mode: RepairMode, finding: &Finding, report: &Report) -> bool {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::super::error::RedisFailure;
-use super::super::keyspace::SENTINEL_FIELD;
 use super::super::scripts::{Answer, ask, ask_all};
 use super::super::server_info::{self, ServerInfo};
 use super::super::{RedisPartition, Shared, Target};
 use super::create::{Place, places};
+use super::sentinel_field::length_and_sentinel;
 use crate::{LedgerError, Page};
 use consentd_core::businesses::Businesses;
 use consentd_core::partition::Layout;
@@ -110,7 +110,7 @@ impl RedisPartition {
         let lost_keys = u64::try_from(missing.len()).unwrap_or(u64::MAX);
         missing.truncate(MAX_LOST);
         Ok(Status {
-            log_entries: Answer::of(Value::Array(vec![length]))?.number()?,
+            log_entries: Answer::one(length).number()?,
             oldest: shared.entry_from(0).await?.map(|(_, time)| time),
             pairs: hashes.pairs,
             cut_short: tail.continuing > 0,
@@ -143,13 +143,7 @@ impl Shared {
         let both = |number| [self.keyspace.bucket(number), self.keyspace.history(number)];
         let hashes: Vec<String> = text.into_iter().chain((0..buckets).flat_map(both)).collect();
         for some in hashes.chunks(HASHES_PER_PIPELINE) {
-            let asked = some.iter().flat_map(|hash| {
-                let (mut length, mut sentinel) = (redis::cmd("HLEN"), redis::cmd("HEXISTS"));
-                length.arg(hash);
-                sentinel.arg(hash).arg(SENTINEL_FIELD);
-                [length, sentinel]
-            });
-            let answers = ask_all(&self.reads, asked.collect()).await?;
+            let answers = ask_all(&self.reads, length_and_sentinel(some)).await?;
             for (hash, answer) in some.iter().zip(answers.chunks(2)) {
                 // A key of another type than a hash counts as lost, too.
                 let (length, sentinel) = match answer {

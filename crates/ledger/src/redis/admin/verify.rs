@@ -38,7 +38,7 @@ impl RedisPartition {
     pub(crate) async fn verify(
         &self,
         depth: Depth,
-        tell: &mut (dyn FnMut(Progress) + Send),
+        report_progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Report, LedgerError> {
         let shared = &*self.shared;
         let mut report = Report::default();
@@ -62,7 +62,7 @@ impl RedisPartition {
                 }
             }
             done = done.saturating_add(1);
-            tell(Progress { done, of: identity.buckets, pairs: report.pairs });
+            report_progress(Progress { done, of: identity.buckets, pairs: report.pairs });
         }
         report.add_lost_pairs(&logged);
         Ok(report)

@@ -238,7 +238,7 @@ impl Handshake<'_> {
     /// understand, and they are passwords.
     fn auth_error(&self, said: &[u8]) -> ConnectionError {
         let said = String::from_utf8_lossy(said);
-        if said.starts_with("DENIED") || said.contains("max number of clients") {
+        if refuses_connection(&said) {
             return self.rejection("the connection", said.as_bytes());
         }
         let why = if said.starts_with("WRONGPASS") || said.contains("invalid password") {
@@ -272,8 +272,7 @@ impl Handshake<'_> {
                 flags,
             });
         }
-        let text = String::from_utf8_lossy(said);
-        if text.starts_with("DENIED") || text.contains("max number of clients") {
+        if refuses_connection(&String::from_utf8_lossy(said)) {
             return Err(self.rejection("the connection", said));
         }
         Ok(())
@@ -294,4 +293,9 @@ impl Handshake<'_> {
         let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
         self.rejection(what, said.trim().as_bytes())
     }
+}
+
+/// Whether an error reply refuses the connection itself, whatever the command: by protected mode, or by `maxclients`.
+fn refuses_connection(said: &str) -> bool {
+    said.starts_with("DENIED") || said.contains("max number of clients")
 }

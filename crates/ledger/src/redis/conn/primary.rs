@@ -181,14 +181,10 @@ impl Servers {
         primary: &Primary,
         within: Duration,
     ) -> Result<RespConnection, ConnectionError> {
-        let quorum = match &self.location {
-            Location::Fixed(_) => {
-                return Ok(self.handshake(&primary.address).run(within).await?.resp);
-            }
-            Location::Named(quorum) => quorum,
-        };
         let handshake = self.handshake(&primary.address);
         let Handshaken { mut resp, primary: says_primary } = handshake.run(within).await?;
+        // Whether the server at a fixed address is a primary is checked with the rest of its configuration.
+        let Location::Named(quorum) = &self.location else { return Ok(resp) };
         if says_primary != Some(true) {
             let (address, voters) = (primary.address.clone(), quorum.electorate().voters());
             return Err(ConnectionError::NotPrimary { address, voters });
@@ -209,16 +205,9 @@ impl Servers {
         &self,
         primary: Arc<Primary>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let mut named = self.named.subscribe();
-        async move {
-            let is_unnamed = |named: &Named| {
-                !named.is_empty() && named.values().all(|one| !one.is_same_server(&primary))
-            };
-            if named.wait_for(is_unnamed).await.is_err() {
-                // The servers were dropped: no other primary will be named.
-                std::future::pending::<()>().await;
-            }
-        }
+        wait_until(self.named.subscribe(), move |named| {
+            !named.is_empty() && named.values().all(|one| !one.is_same_server(&primary))
+        })
     }
 
     /// The primary of a slot, by a round of questions that begins after this call.
@@ -336,14 +325,13 @@ impl PrimaryLocator {
         &self,
         within: Duration,
     ) -> Result<(RespConnection, Arc<Primary>), ConnectionError> {
-        let deadline = Instant::now() + within;
+        let begun = Instant::now();
         // At most half of the time is for those that name the primary.
         let primary = self.locate(within / 2).await?;
         let left = match &self.servers.location {
+            // It took no time, and an error names the timeout as it was set.
             Location::Fixed(_) => within,
-            Location::Named(_) => {
-                deadline.saturating_duration_since(Instant::now()).max(within / 4)
-            }
+            Location::Named(_) => within.saturating_sub(begun.elapsed()).max(within / 4),
         };
         Ok((self.servers.open(&primary, left).await?, primary))
     }
@@ -378,15 +366,18 @@ impl PrimaryLocator {
         &self,
         primary: Arc<Primary>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (mut named, slot) = (self.servers.named.subscribe(), self.slot);
-        async move {
-            let other =
-                |named: &Named| named.get(&slot).is_some_and(|named| !named.is_same(&primary));
-            if named.wait_for(other).await.is_err() {
-                // The locator was dropped: no other primary will be named.
-                std::future::pending::<()>().await;
-            }
-        }
+        let slot = self.slot;
+        wait_until(self.servers.named.subscribe(), move |named| {
+            named.get(&slot).is_some_and(|named| !named.is_same(&primary))
+        })
+    }
+}
+
+/// Waits until the primaries that are named meet a condition.
+async fn wait_until(mut named: watch::Receiver<Named>, is_met: impl FnMut(&Named) -> bool) {
+    if named.wait_for(is_met).await.is_err() {
+        // The servers were dropped: no other primary will be named.
+        std::future::pending::<()>().await;
     }
 }
 

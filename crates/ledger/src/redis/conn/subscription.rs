@@ -24,6 +24,7 @@ use super::handshake::Handshake;
 use super::primary::{Primary, PrimaryLocator, Servers, Timeouts};
 use super::resp::{Reply, RespConnection};
 use super::{RECONNECT, reconnect_delay};
+use crate::redis::error::RedisFailure;
 use crate::redis::server_info::Topology;
 
 /// After how long without a message the server gets a PING.
@@ -90,9 +91,13 @@ impl Subscriptions {
         self.changed.notify_one();
     }
 
-    fn remove(&self, channel: &str) {
-        self.channels().remove(channel);
-        self.changed.notify_one();
+    /// Removes a channel whose sink wants no further events, unless it was added with another one meanwhile.
+    fn remove(&self, channel: &str, sink: &Arc<dyn Sink>) {
+        let mut channels = self.channels();
+        if channels.get(channel).is_some_and(|known| Arc::ptr_eq(&known.sink, sink)) {
+            channels.remove(channel);
+            self.changed.notify_one();
+        }
     }
 
     /// Keeps all channels subscribed to, at the servers that are their primaries.
@@ -337,7 +342,7 @@ impl<'a> Session<'a> {
                 if let Some(sink) = sink
                     && !sink.take(SubscriptionEvent::Message(body.clone())).await
                 {
-                    self.subscriptions.remove(channel);
+                    self.subscriptions.remove(channel, &sink);
                 }
             }
             ("subscribe" | "ssubscribe", _) => {
@@ -375,11 +380,8 @@ impl<'a> Session<'a> {
                 let Some(sink) = self.channels.remove(&channel) else { return Ok(()) };
                 let rejection = self.handshake.rejection("the subscription (SUBSCRIBE)", said);
                 let rejection = Arc::new(rejection);
-                // The slot is on its way to another node, or there already.
-                let is_moved = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"]
-                    .iter()
-                    .any(|code| said.starts_with(code.as_bytes()));
-                sink.take(if is_moved {
+                // Such as while the slot is on its way to another node, or the server is busy.
+                sink.take(if RedisFailure::of_error_reply(said).is_transient() {
                     SubscriptionEvent::Lost(rejection)
                 } else {
                     SubscriptionEvent::Refused(rejection)

@@ -1,7 +1,7 @@
 //! Subscriptions to real servers.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, Weak};
 
 use super::*;
 use futures_util::future::BoxFuture;
@@ -99,6 +99,24 @@ async fn rejected_subscription_is_reported_and_retried() {
 }
 
 #[tokio::test]
+async fn subscription_at_a_busy_server_is_lost_for_a_while_and_not_refused() {
+    let server = Server::start(&["--busy-reply-threshold", "1"]).await;
+    let port = server.port().to_string();
+    let busy = std::thread::spawn(move || {
+        let mut endless = std::process::Command::new("redis-cli");
+        endless.args(["-p", &port, "EVAL", "while true do end", "0"]).output().unwrap()
+    });
+    in_time("a busy server", async || server.tell(&["PING"]).contains("BUSY").then_some(())).await;
+    let (events, _task) = listening(&server.url(), TargetOptions::default());
+    let is_busy = |event: &SubscriptionEvent| matches!(event, SubscriptionEvent::Lost(error) if error.to_string().contains("BUSY"));
+    until("its reply", &events, 1, is_busy).await;
+    server.tell(&["SCRIPT", "KILL"]);
+    until("the subscription", &events, 1, is_gap).await;
+    assert_eq!(count(&events, |event| matches!(event, SubscriptionEvent::Refused(_))), 0);
+    busy.join().unwrap();
+}
+
+#[tokio::test]
 async fn silent_server_loses_the_subscription() {
     let server = Server::start(&[]).await;
     let (events, _task) = listening(&server.url(), TargetOptions::default());
@@ -108,6 +126,48 @@ async fn silent_server_loses_the_subscription() {
     until("the end of patience", &events, 1, is_late).await;
     server.signal(rustix::process::Signal::CONT);
     until("another subscription", &events, 2, is_gap).await;
+}
+
+/// Adds its channel anew with another sink, as a follower does that begins just then, and wants no more itself.
+struct Leaving {
+    primary: PrimaryLocator,
+    subscriptions: Arc<OnceLock<Weak<Subscriptions>>>,
+    next: Arc<Collector>,
+}
+
+impl Sink for Leaving {
+    fn take(&self, event: SubscriptionEvent) -> BoxFuture<'_, bool> {
+        let is_message = is_message(&event);
+        if is_message {
+            let subscriptions = self.subscriptions.get().unwrap().upgrade().unwrap();
+            let next = Arc::<Collector>::clone(&self.next);
+            subscriptions.add("c", self.primary.clone(), next);
+        }
+        Box::pin(std::future::ready(!is_message))
+    }
+}
+
+#[tokio::test]
+async fn channel_that_was_added_anew_while_its_former_sink_left_stays_subscribed() {
+    let server = Server::start(&[]).await;
+    let primary = locator(server.url().parse().unwrap());
+    let servers = Arc::clone(primary.servers());
+    let events = Events::default();
+    let handle = Arc::new(OnceLock::new());
+    let next = Arc::new(Collector(Arc::clone(&events)));
+    let leaving = Leaving { primary: primary.clone(), subscriptions: Arc::clone(&handle), next };
+    let subscriptions = Arc::new(Subscriptions::new(servers, Timeouts::default()));
+    handle.set(Arc::downgrade(&subscriptions)).unwrap();
+    subscriptions.add("c", primary, Arc::new(leaving));
+    let _task = AbortOnDropHandle::new(tokio::spawn({
+        let subscriptions = Arc::clone(&subscriptions);
+        async move { match subscriptions.run().await {} }
+    }));
+    in_time("a message to the other sink", async || {
+        server.tell(&["PUBLISH", "c", "hello"]);
+        (count(&events, is_message) > 0).then_some(())
+    })
+    .await;
 }
 
 /// Blocks at each message until the gate is opened for good, and counts gaps.
