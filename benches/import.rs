@@ -2,7 +2,9 @@
 //! events a second, durable; how much memory; and whether every answer afterwards is the model's.
 //! Then once more, with both sides killed half-way and begun again.
 //!
-//! `cargo bench --bench import` imports about a million rows; `-- 100000` about so many.
+//! `cargo bench --bench import` imports about a million rows; `-- 100000` about so many. `-- 100000 --beside PATH`
+//! imports a CSV file instead, by this program and by another one by turns, and divides what it took them; with
+//! `--redis` into ledgers in a redis-server.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -11,6 +13,8 @@
     reason = "figures are rounded, and it needs a part of the tests' harness"
 )]
 
+#[path = "import/beside.rs"]
+mod beside;
 #[path = "../tests/it/model.rs"]
 mod model;
 #[path = "../tests/it/rng.rs"]
@@ -37,6 +41,13 @@ const PATIENT: [&str; 2] = ["--max-staleness", "10m"];
 fn main() {
     let rows = std::env::args().skip(1).find_map(|arg| arg.parse::<u64>().ok());
     let rows = rows.unwrap_or(1_000_000);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let other = std::env::args().skip_while(|arg| arg != "--beside").nth(1);
+    if let Some(other) = other {
+        let in_redis = std::env::args().any(|arg| arg == "--redis");
+        runtime.block_on(beside::measure(rows, Path::new(&other), in_redis));
+        return;
+    }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in about")]
     let world = world((rows as f64 / ROWS_PER_USER) as u64);
     let folder = tempfile::tempdir().unwrap();
@@ -44,7 +55,6 @@ fn main() {
     fs::write(&file, world.rows.join("\n")).unwrap();
     let size = fs::metadata(&file).unwrap().len();
     println!("{} rows, {} MiB, {} pairs", world.rows.len(), size >> 20, world.users.len());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(whole(&world, &file));
     runtime.block_on(killed(&world, &file));
 }

@@ -40,7 +40,9 @@ pub use call_telemetry::CallTelemetry;
 pub use consent_service::{CheckLimits, CheckService};
 pub use convert::{entry, event_error};
 pub use health::HealthService;
-pub use record_service::{LEDGER_ID, REVISION, RecordService};
+pub use record_service::{
+    LEDGER_ID, PARTITION_REVISIONS, PARTITION_SPREAD, REVISION, RecordService,
+};
 pub use roles::{Role, Roles};
 pub use router::{ReflectionError, Router};
 pub use watch_consents::WatchService;

@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::recorder::{MAX_EVENTS, Recorded, Recorder, Refusal};
 use consentd_core::Violation;
 use consentd_core::event::What;
+use consentd_core::record::Revision;
 use consentd_core::submission::Submission;
 use consentd_ledger::{Ledger, LedgerError};
 
@@ -43,6 +44,15 @@ pub const LEDGER_ID: &str = "consentd-ledger-id";
 
 /// The header with the ledger's last revision.
 pub const REVISION: &str = "consentd-revision";
+
+/// The header with the last revision of each partition of the ledger, in their order and separated by commas,
+/// with nothing for one that could not be read. Only a caller that sends this header gets it, and only of a
+/// ledger with several partitions: a thousand of them take more than some clients accept.
+pub const PARTITION_REVISIONS: &str = "consentd-partition-revisions";
+
+/// The header with the number of partitions that the pairs of a business are spread over; it comes with
+/// [`PARTITION_REVISIONS`].
+pub const PARTITION_SPREAD: &str = "consentd-partition-spread";
 
 /// Records events, and acknowledges them once they are durable and in this process' table.
 #[derive(Clone)]
@@ -81,14 +91,29 @@ impl RecordService {
     /// Adds the headers that name the ledger, by its first partition if that is known, and its last revision: the sum
     /// of those of its partitions. What cannot be read of a partition that is lost keeps nobody from recording in the
     /// others.
-    async fn name_ledger(&self, headers: &mut MetadataMap) -> Result<(), LedgerError> {
-        let revision = history::last_revision(&self.ledger).await?;
+    async fn name_ledger(
+        &self,
+        headers: &mut MetadataMap,
+        with_partitions: bool,
+    ) -> Result<(), LedgerError> {
+        let revisions = history::last_revisions(&self.ledger).await?;
+        let layout = self.ledger.layout().await?;
         if let Ok(first) = self.ledger.identity().await
             && let Ok(id) = hex::encode(first.epoch).parse()
         {
             headers.insert(LEDGER_ID, id);
         }
-        headers.insert(REVISION, revision.into());
+        let sum = revisions.iter().flatten().fold(0_u64, |sum, one| sum.saturating_add(*one));
+        headers.insert(REVISION, sum.into());
+        if with_partitions && revisions.len() > 1 {
+            let text =
+                |revision: &Option<Revision>| revision.map_or_else(String::new, |r| r.to_string());
+            let revisions: Vec<_> = revisions.iter().map(text).collect();
+            if let Ok(revisions) = revisions.join(",").parse() {
+                headers.insert(PARTITION_REVISIONS, revisions);
+                headers.insert(PARTITION_SPREAD, layout.spread().into());
+            }
+        }
         Ok(())
     }
 
@@ -282,13 +307,14 @@ impl pb::record_service_server::RecordService for RecordService {
     ) -> Result<Response<Self::RecordEventsStream>, Status> {
         let notes = request.extensions().get::<CallNotes>().cloned();
         let (service, connection) = (self.clone(), ConnectionContext::of(&request)?);
+        let with_partitions = request.metadata().contains_key(PARTITION_REVISIONS);
         let answers =
             answer_chunks(request.into_inner(), connection, RECORD_ELSEWHERE, move |chunk| {
                 let (service, notes) = (service.clone(), notes.clone());
                 async move { service.record_chunk(chunk, notes.as_ref()).await }
             });
         let mut response: Response<Self::RecordEventsStream> = Response::new(answers);
-        let named = self.name_ledger(response.metadata_mut()).await;
+        let named = self.name_ledger(response.metadata_mut(), with_partitions).await;
         named.map_err(|error| status::read_error(error.into()))?;
         Ok(response)
     }

@@ -89,20 +89,17 @@ pub async fn ends_of_logs(ledger: &Ledger) -> Result<Vec<Position>, LedgerError>
     polled_ends(ledger).await?.into_iter().collect()
 }
 
-/// The sum of the last revisions of a ledger's partitions, as far as they can be read.
+/// The last revisions of a ledger's partitions, in their order; `None` for one that cannot be read.
 ///
 /// # Errors
 ///
-/// [`LedgerError`] if none of them can.
-pub async fn last_revision(ledger: &Ledger) -> Result<Revision, LedgerError> {
-    let (mut sum, mut is_read, mut failed) = (0_u64, false, None);
-    for end in polled_ends(ledger).await? {
-        match end {
-            Ok(end) => (sum, is_read) = (sum.saturating_add(end.revision), true),
-            Err(error) => failed = Some(error),
-        }
+/// [`LedgerError`] if none of them can be read.
+pub async fn last_revisions(ledger: &Ledger) -> Result<Vec<Option<Revision>>, LedgerError> {
+    let ends = polled_ends(ledger).await?;
+    match ends.last() {
+        Some(Err(error)) if ends.iter().all(Result::is_err) => Err(error.clone()),
+        _ => Ok(ends.into_iter().map(|end| end.ok().map(|end| end.revision)).collect()),
     }
-    failed.filter(|_| !is_read).map_or(Ok(sum), Err)
 }
 
 async fn polled_ends(ledger: &Ledger) -> Result<Vec<Result<Position, LedgerError>>, LedgerError> {

@@ -16,8 +16,10 @@ use tonic::Code;
 use crate::faults::redis::Redis;
 use crate::faults::resp::Value;
 use crate::faults::stage::{init, ledger_at, live_within, metric, serve, status};
+use crate::import::{begin, end};
 use crate::sidecar::{PATIENCE, Sidecar, event, eventually, opt_in, opt_out, question, run};
 use crate::webhook::client::{answers, reason};
+use crate::world::records;
 
 const BUSINESS: &str = "acme";
 
@@ -420,4 +422,53 @@ async fn log_tells_that_the_tables_hold_a_ledger_that_was_set_back() {
     })
     .await;
     live_within(&sidecar, PATIENCE).await;
+}
+
+/// The keys of a partition, each as Redis dumps it.
+fn dumped(redis: &Redis, number: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let keys = redis.command(&["KEYS", &format!("*consent:{number}[.}}]*")]).parts();
+    let keys = keys.into_iter().map(Value::bytes);
+    keys.map(|key| (key.clone(), redis.command(&[b"DUMP".to_vec(), key]).bytes())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn import_that_was_broken_off_begins_again_if_one_partition_alone_was_set_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stops.csv");
+    let row = |number| format!("{},2026-01-31T09:30:00Z\n", user(number));
+    let rows: String = (0..10_000).map(row).collect();
+    std::fs::write(&file, format!("user_id,event_time\n{rows}")).unwrap();
+    let flags = ["--business", BUSINESS, "--event", "opt_out", "--scope", "*", "--retry-for", "0s"];
+    let lost = partition(&user(0));
+    for is_set_back in [false, true] {
+        let (redis, ledger) = ledger();
+        let mut sidecar = live(&ledger, &[]).await;
+        let before = dumped(&redis, lost);
+        let import = begin(&file, &sidecar.record, &flags);
+        eventually("some is recorded", async || records(&sidecar).await > 1_000).await;
+        sidecar.kill();
+        let (code, _, said) = end(import);
+        assert_eq!(code, 2, "it was to be broken off before its end: {said}");
+        if is_set_back {
+            for (key, _) in dumped(&redis, lost) {
+                redis.command(&[b"DEL".to_vec(), key]);
+            }
+            for (key, dump) in before {
+                redis.command(&[b"RESTORE".to_vec(), key, b"0".to_vec(), dump]);
+            }
+        }
+        let sidecar = live(&ledger, &[]).await;
+        let (code, _, said) = end(begin(&file, &sidecar.record, &flags));
+        assert_eq!(code, 0, "{said}");
+        let told = if is_set_back {
+            format!("rows of this file that were recorded, in its partition {lost}: beginning with")
+        } else {
+            "going on with line ".to_owned()
+        };
+        assert!(said.contains(&told), "{said}");
+        for number in 0..40 {
+            let reason = reason(&sidecar, &user(number), BUSINESS, "marketing").await;
+            assert_eq!(reason, Reason::OptedOutAll, "row {number}");
+        }
+    }
 }

@@ -46,7 +46,18 @@ pub(super) struct Splitter {
 
 impl Splitter {
     pub(super) fn new(delimiter: u8) -> Self {
-        Self { delimiter, cells: Vec::new(), next: 0, open: None }
+        Self::with_capacity(delimiter, 0)
+    }
+
+    /// One that has room for so many cells.
+    pub(super) fn with_capacity(delimiter: u8, cells: usize) -> Self {
+        Self { delimiter, cells: Vec::with_capacity(cells), next: 0, open: None }
+    }
+
+    /// Forgets the text that was split.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+        (self.next, self.open) = (0, None);
     }
 
     /// Splits a text, so far as it was not split before: a text that ended [`Ending::Open`] can be split

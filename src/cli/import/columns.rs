@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use super::csv_options::{Condition, CsvOptions, column_of, folded};
+use super::csv_options::{Condition, CsvOptions, Values, column_of, folded};
 use super::rows::Shape;
 
 /// All columns. An input may have them in any order.
@@ -63,7 +63,7 @@ pub(super) const EVENTS: [(&str, &[&str]); 9] = [
     ("template_restriction", &["restricted", "until_time", "reference"]),
 ];
 
-/// What the columns of a list of templates may be called, and which of ours they are.
+/// What the columns of a list of templates may be called, and which of [`COLUMNS`] they are.
 const OF_TEMPLATES: [(&str, &str); 3] =
     [("name", "template_name"), ("language", "template_language"), ("time", "event_time")];
 
@@ -72,8 +72,8 @@ const OF_TEMPLATES: [(&str, &str); 3] =
 pub(super) struct Columns {
     /// What the header calls each; a number where it does not.
     names: Vec<String>,
-    /// The cell of each of [`COLUMNS`], if the input has it.
-    cells: [Option<usize>; COLUMNS.len()],
+    /// Those of [`COLUMNS`] that the input has, in their order, each with its place in a row.
+    known: Vec<(&'static str, usize)>,
     /// Columns without a name, which must be empty.
     unnamed: Vec<usize>,
     conditions: Vec<(usize, Condition)>,
@@ -84,7 +84,7 @@ pub(super) struct Columns {
 #[derive(Clone, Copy)]
 enum Meaning {
     /// One of [`COLUMNS`].
-    Known(usize),
+    Known(&'static str),
     /// Left out by a flag.
     LeftOut,
     Unnamed,
@@ -103,7 +103,7 @@ impl Columns {
         let named = meanings.iter().rposition(|meaning| !matches!(meaning, Meaning::Unnamed));
         let mut columns = Self {
             names: names(header, options),
-            cells: [None; COLUMNS.len()],
+            known: Vec::new(),
             unnamed: Vec::new(),
             conditions: Vec::new(),
             shape: Shape {
@@ -115,19 +115,18 @@ impl Columns {
         let mut unknown = Vec::new();
         for (place, meaning) in meanings.into_iter().enumerate() {
             match meaning {
-                Meaning::Known(column) => match columns.cells.get_mut(column) {
-                    Some(slot @ None) => *slot = Some(place),
-                    _ => bail!(
-                        "the column {} is there twice: `--columns NAME=-` leaves one out",
-                        COLUMNS.get(column).copied().unwrap_or_default()
-                    ),
-                },
+                Meaning::Known(column) if columns.index(column).is_some() => {
+                    bail!("the column {column} is there twice: `--columns NAME=-` leaves one out")
+                }
+                Meaning::Known(column) => columns.known.push((column, place)),
                 Meaning::Unnamed if place < columns.shape.named => unknown.push(place),
                 Meaning::Unnamed => columns.unnamed.push(place),
                 Meaning::Unknown => unknown.push(place),
                 Meaning::LeftOut => {}
             }
         }
+        let in_order = |name: &str| COLUMNS.iter().position(|column| *column == name);
+        columns.known.sort_by_key(|(name, _)| in_order(name));
         if options.ignore_other_columns {
             columns.unnamed.clear();
         } else if !unknown.is_empty() {
@@ -141,17 +140,15 @@ impl Columns {
     }
 
     /// Checks that the columns that each row needs are there, or have a value.
-    pub(super) fn check(&self, values: &[Option<String>; COLUMNS.len()]) -> anyhow::Result<()> {
+    pub(super) fn check(&self, values: &Values) -> anyhow::Result<()> {
         for (needed, or) in [
             ("user_id", ""),
             ("business_id", ", or give --business ID"),
             ("event", ", or give --event, such as opt_out"),
         ] {
-            let has_value = column_of(needed)
-                .is_some_and(|column| values.get(column).is_some_and(Option::is_some));
             // A template takes the user's place.
             let is_replaced = needed == "user_id" && self.index("template_name").is_some();
-            if self.index(needed).is_none() && !has_value && !is_replaced {
+            if self.index(needed).is_none() && values.of(needed).is_none() && !is_replaced {
                 bail!(
                     "the column {needed} is missing: say with --columns NAME={needed} which one it \
                      is{or}; the first line must name the columns, and {} are known",
@@ -198,18 +195,21 @@ impl Columns {
         }
     }
 
+    /// Those of [`COLUMNS`] that the input has, in their order, each with its place in a row.
+    pub(super) fn known(&self) -> &[(&'static str, usize)] {
+        &self.known
+    }
+
     /// The place of one of [`COLUMNS`] in a row.
     pub(super) fn index(&self, name: &str) -> Option<usize> {
-        let column = COLUMNS.iter().position(|column| *column == name)?;
-        self.cells.get(column).copied().flatten()
+        self.known.iter().find(|(known, _)| *known == name).map(|(_, place)| *place)
     }
 
     /// The name of the column at this place, for messages: that of [`COLUMNS`], if it is one of them.
     pub(super) fn name_at(&self, place: usize) -> String {
-        let known = self.cells.iter().position(|cell| *cell == Some(place));
-        let known = known.and_then(|column| COLUMNS.get(column));
+        let known = self.known.iter().find(|(_, other)| *other == place);
         let named = || self.names.get(place).cloned();
-        known.map(|name| (*name).to_owned()).or_else(named).unwrap_or_default()
+        known.map(|(name, _)| (*name).to_owned()).or_else(named).unwrap_or_default()
     }
 
     /// A column without a name that is not empty in this row.
@@ -263,12 +263,12 @@ fn by_place(row: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>
 
 /// What each column is by its name in the header.
 fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meaning>> {
-    let ours = |cell: &str| {
+    let known = |cell: &str| {
         let called = OF_TEMPLATES.iter().find(|(called, _)| *called == folded(cell));
         let called = called.filter(|_| options.of_templates);
-        column_of(called.map_or(cell, |(_, ours)| ours))
+        column_of(called.map_or(cell, |(_, column)| column))
     };
-    let by_own_name = |cell: &String| match (cell.trim(), ours(cell)) {
+    let by_own_name = |cell: &String| match (cell.trim(), known(cell)) {
         ("", _) => Meaning::Unnamed,
         (_, Some(column)) => Meaning::Known(column),
         (_, None) => Meaning::Unknown,
@@ -310,18 +310,23 @@ fn by_name(header: &[String], options: &CsvOptions) -> anyhow::Result<Vec<Meanin
     Ok(meanings)
 }
 
-/// The parts of `--columns`, which the command line splits at every comma. Parts that are the name of a
-/// column with a comma in it are joined again.
+/// The parts of `--columns`, which the command line splits at every comma. Parts that together name a column of
+/// the file with commas in its name, and say which one it is, are joined again.
 fn joined_names(parts: &[String], has: impl Fn(&str) -> bool) -> Vec<String> {
+    let is_whole = |part: &str| {
+        let split = part.rsplit_once('=');
+        split.is_some_and(|(name, column)| {
+            has(name) && (column.trim() == "-" || column_of(column).is_some())
+        })
+    };
     let mut names = Vec::new();
     let mut rest = parts;
-    while let Some((first, behind)) = rest.split_first() {
-        let end = behind.iter().position(|part| part.contains('='));
-        let joined = end.and_then(|end| {
-            let joined = rest.get(..end + 2)?.join(",");
-            let is_name = joined.rsplit_once('=').is_some_and(|(name, _)| has(name));
-            (!first.contains('=') && is_name).then_some((joined, end + 2))
+    while let Some((first, _)) = rest.split_first() {
+        let joined = (1..=rest.len()).find_map(|count| {
+            let joined = rest.get(..count)?.join(",");
+            is_whole(&joined).then_some((joined, count))
         });
+        // What is no column of the file is refused as it is.
         let (name, count) = joined.unwrap_or_else(|| (first.clone(), 1));
         names.push(name);
         rest = rest.get(count..).unwrap_or_default();
@@ -341,13 +346,15 @@ mod tests {
 
     #[test]
     fn joined_names_keep_the_commas_of_a_header() {
-        let has = |name: &str| matches!(name, "Date, created" | "a,b,c" | "Phone");
+        let has = |name: &str| matches!(name, "Date, created" | "a,b,c" | "Phone" | "a=1, b=2, c");
         for (parts, names) in [
             (
                 "Phone=user_id,Date, created=event_time",
                 &["Phone=user_id", "Date, created=event_time"][..],
             ),
             ("a,b,c=-,Phone=user_id", &["a,b,c=-", "Phone=user_id"]),
+            ("a=1, b=2, c=user_id,Phone=-", &["a=1, b=2, c=user_id", "Phone=-"]),
+            ("Phone=user_id,Date=event_time", &["Phone=user_id", "Date=event_time"]),
             ("Phone,Date=event_time", &["Phone", "Date=event_time"]),
             ("Phone", &["Phone"]),
         ] {

@@ -7,8 +7,8 @@ use consentd_core::user_id::Region;
 use consentd_os::clock;
 
 use super::cells::{DOUBLED_QUOTES, Ending, Splitter};
-use super::columns::{COLUMNS, Columns, EVENTS};
-use super::csv_options::{CsvOptions, Defaults};
+use super::columns::{Columns, EVENTS};
+use super::csv_options::{CsvOptions, Defaults, Values};
 use super::fault::Fault;
 use super::guard::without_guard;
 use super::parser::{Parsed, is_denial};
@@ -22,13 +22,29 @@ use crate::grpc::pb::consent_event::What;
 const TEXTS: [&str; 6] =
     ["statement", "business_name", "reference", "confirmation", "text", "message_id"];
 
+/// The columns that every event uses.
+const OF_ALL_EVENTS: [&str; 4] = ["user_id", "business_id", "event_time", "event"];
+
+/// The values of the column `method`. The contract's names are read too.
+const METHODS: [(&str, pb::OptInMethod); 6] = [
+    ("sms", pb::OptInMethod::Sms),
+    ("website", pb::OptInMethod::Website),
+    ("whatsapp", pb::OptInMethod::Whatsapp),
+    ("phone", pb::OptInMethod::Phone),
+    ("in_person", pb::OptInMethod::InPerson),
+    ("whatsapp_signup", pb::OptInMethod::WhatsappSignup),
+];
+
+/// What the contract writes before the names of [`METHODS`].
+const METHOD_PREFIX: &str = "opt_in_method_";
+
 /// What the rows of one file mean.
 #[derive(Debug)]
 pub(super) struct CsvParser {
     columns: Columns,
     options: CsvOptions,
     /// The values of columns where the file has none.
-    values: [Option<String>; COLUMNS.len()],
+    values: Values,
     region: Option<Region>,
     dates_denials: bool,
 }
@@ -60,7 +76,7 @@ impl CsvParser {
             Ok(text) => text,
             Err(fault) => return Parsed::Fault(fault),
         };
-        let mut splitter = Splitter::new(self.columns.shape.delimiter);
+        let mut splitter = self.columns.shape.splitter();
         let ending = splitter.split(text.as_bytes());
         if ending != Ending::Closed {
             let field = self.columns.name_at(splitter.len());
@@ -139,19 +155,19 @@ impl Cells<'_> {
         self.cells.get(place).map_or("", AsRef::as_ref)
     }
 
-    /// The cell of one of [`COLUMNS`].
+    /// The cell of a column, without its guard; empty if the file has none.
     fn own(&self, name: &str) -> &str {
-        let cell = self.parser.columns.index(name).map_or("", |place| self.at(place));
-        without_guard(cell, TEXTS.contains(&name))
+        self.parser.columns.index(name).map_or("", |place| self.unguarded(name, place))
     }
 
-    /// The value of one of [`COLUMNS`], which is given by a flag where the file has none.
+    fn unguarded(&self, name: &str, place: usize) -> &str {
+        without_guard(self.at(place), TEXTS.contains(&name))
+    }
+
+    /// The value of a column, which is given by a flag where the file has none.
     fn text(&self, name: &str) -> &str {
         match self.own(name) {
-            "" => {
-                let value = column_of_ours(name).and_then(|column| self.parser.values.get(column));
-                value.and_then(Option::as_deref).unwrap_or_default()
-            }
+            "" => self.parser.values.of(name).unwrap_or_default(),
             own => own,
         }
     }
@@ -167,15 +183,15 @@ impl Cells<'_> {
                        quoted?";
             return Err(Fault::new(format!("cell {}", place + 1), why));
         }
-        let event = self.text("event").to_ascii_lowercase().replace([' ', '-'], "_");
-        let Some((event, used)) = EVENTS.iter().find(|(name, _)| *name == event) else {
+        let Some((event, used)) = by_name(self.text("event"), "", &EVENTS) else {
             let known = EVENTS.map(|(name, _)| name).join(", ");
             return Err(Fault::new("event", format!("must be one of {known}")));
         };
-        let own = ["user_id", "business_id", "event_time", "event"];
-        let filled = |name: &&&str| !self.own(name).is_empty();
-        let mut stray = COLUMNS.iter().filter(|name| !own.contains(name) && !used.contains(name));
-        if let Some(stray) = stray.find(|name| filled(name)) {
+        let is_used = |name: &str| OF_ALL_EVENTS.contains(&name) || used.contains(&name);
+        let is_stray = |(name, place): &&(&str, usize)| {
+            !is_used(name) && !self.unguarded(name, *place).is_empty()
+        };
+        if let Some((stray, _)) = columns.known().iter().find(is_stray) {
             return Err(Fault::new(*stray, format!("must be empty where event is {event}")));
         }
         let what = self.what(event)?;
@@ -206,7 +222,7 @@ impl Cells<'_> {
         let time = match self.parser.moment("event_time", self.text("event_time")) {
             Err(_) if is_denial && self.parser.dates_denials => None,
             moment => match moment? {
-                Some(moment) if is_denial => moment.of_denial(clock::wall()),
+                Some(moment) if is_denial => moment.of_denial(clock::wall),
                 moment => moment.map(|moment| moment.first),
             },
         };
@@ -277,13 +293,10 @@ impl Cells<'_> {
     }
 
     fn method(&self) -> Result<pb::OptInMethod, Fault> {
-        let name = self.text("method").to_ascii_uppercase().replace([' ', '-'], "_");
-        let full =
-            if name.starts_with("OPT_IN_METHOD_") { name } else { format!("OPT_IN_METHOD_{name}") };
-        let method = pb::OptInMethod::from_str_name(&full);
-        method.filter(|method| *method != pb::OptInMethod::Unspecified).ok_or_else(|| {
-            let why = "must be one of sms, website, whatsapp, phone, in_person, whatsapp_signup";
-            Fault::new("method", why)
+        let method = by_name(self.text("method"), METHOD_PREFIX, &METHODS);
+        method.map(|(_, method)| *method).ok_or_else(|| {
+            let known = METHODS.map(|(name, _)| name).join(", ");
+            Fault::new("method", format!("must be one of {known}"))
         })
     }
 
@@ -297,7 +310,17 @@ impl Cells<'_> {
     }
 }
 
-/// The place of one of our own names in [`COLUMNS`].
-fn column_of_ours(name: &str) -> Option<usize> {
-    COLUMNS.iter().position(|column| *column == name)
+/// The one of these values that a cell names, in whatever case, with blanks or hyphens in it, and with or
+/// without a prefix.
+fn by_name<'v, T>(
+    cell: &str,
+    prefix: &str,
+    values: &'v [(&'static str, T)],
+) -> Option<&'v (&'static str, T)> {
+    let find = |name: &str| values.iter().find(|(value, _)| *value == name);
+    // Most files have the names as they are.
+    find(cell).or_else(|| {
+        let name = cell.to_ascii_lowercase().replace([' ', '-'], "_");
+        find(name.strip_prefix(prefix).unwrap_or(&name))
+    })
 }

@@ -18,7 +18,8 @@ pub(super) struct CsvOptions {
     #[arg(long, value_enum, default_value_t)]
     pub(super) encoding: Encoding,
     /// Which column each column of the file is: 'Phone Number=user_id,Date=event_time'; NAME=- is left
-    /// out. With --no-header the names alone, in the file's order
+    /// out. A NAME with commas is written as it is: 'Opted out, on=event_time'. With --no-header the
+    /// names alone, in the file's order
     #[arg(long, value_name = "NAME=COLUMN,…", value_delimiter = ',')]
     pub(super) columns: Vec<String>,
     /// The file has no header: its first line is a row
@@ -39,7 +40,7 @@ pub(super) struct CsvOptions {
     pub(super) scope: Option<String>,
     /// The value of a column where the file has none: category=marketing; may be repeated
     #[arg(long, value_name = "COLUMN=VALUE", value_parser = parse_default)]
-    pub(super) default: Vec<(usize, String)>,
+    pub(super) default: Vec<(&'static str, String)>,
     /// How times are written
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub(super) time_format: TimeFormat,
@@ -102,7 +103,7 @@ fn parse_region(code: &str) -> Result<Region, String> {
     })
 }
 
-fn parse_default(text: &str) -> Result<(usize, String), String> {
+fn parse_default(text: &str) -> Result<(&'static str, String), String> {
     let (column, value) = text.split_once('=').ok_or("must be COLUMN=VALUE")?;
     let unknown = || format!("{column} is none of {}", COLUMNS.join(", "));
     Ok((column_of(column).ok_or_else(unknown)?, value.to_owned()))
@@ -113,26 +114,32 @@ pub(super) fn folded(name: &str) -> String {
     caseless::default_case_fold_str(name.trim())
 }
 
-/// The place in [`COLUMNS`] of a name.
-pub(super) fn column_of(name: &str) -> Option<usize> {
+/// The one of [`COLUMNS`] that has this name, as names are compared.
+pub(super) fn column_of(name: &str) -> Option<&'static str> {
     let name = folded(name);
-    COLUMNS.iter().position(|column| *column == name)
+    COLUMNS.into_iter().find(|column| *column == name)
+}
+
+/// The values of those of [`COLUMNS`] that flags give one to, where the file has none. Of two values of a
+/// column the first counts.
+#[derive(Debug)]
+pub(super) struct Values(Vec<(&'static str, String)>);
+
+impl Values {
+    /// The value of a column.
+    pub(super) fn of(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(column, _)| *column == name).map(|(_, value)| value.as_str())
+    }
 }
 
 impl CsvOptions {
-    /// The values of [`COLUMNS`] where the file has none.
-    pub(super) fn values(&self, defaults: &Defaults) -> [Option<String>; COLUMNS.len()] {
-        let mut values = [const { None }; COLUMNS.len()];
-        let named =
+    /// The values of columns where the file has none: those of flags of their own, and then the last of
+    /// each `--default`.
+    pub(super) fn values(&self, defaults: &Defaults) -> Values {
+        let own =
             [("business_id", &defaults.business), ("event", &self.event), ("scope", &self.scope)];
-        let named =
-            named.into_iter().filter_map(|(name, value)| Some((column_of(name)?, value.clone()?)));
-        for (column, value) in self.default.iter().cloned().chain(named) {
-            if let Some(slot) = values.get_mut(column) {
-                *slot = Some(value);
-            }
-        }
-        values
+        let own = own.into_iter().filter_map(|(column, value)| Some((column, value.clone()?)));
+        Values(own.chain(self.default.iter().rev().cloned()).collect())
     }
 
     /// The first flag of those that are given and that only a CSV file has a use for.
@@ -149,9 +156,7 @@ impl CsvOptions {
 
     /// The flags that are given, with their values.
     fn flags(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let defaults = self.default.iter().map(|(column, value)| {
-            format!("{}={value}", COLUMNS.get(*column).copied().unwrap_or_default())
-        });
+        let defaults = self.default.iter().map(|(column, value)| format!("{column}={value}"));
         let defaults: Vec<_> = defaults.collect();
         [
             ("--delimiter", self.delimiter.map(debug)),

@@ -15,6 +15,7 @@ use super::input::Input;
 use super::parser::{Parsed, Parser};
 use super::progress::Progress;
 use super::rejects::Rejects;
+use super::streams::LedgerName;
 use super::{Import, ImportArgs, conclude, summary};
 use crate::cli::time::from_wire;
 use crate::cli::{Verdict, output};
@@ -62,7 +63,7 @@ impl People {
 /// Reads all rows, checks each by itself, and prints what would become of them.
 pub(super) fn run(args: &ImportArgs, input: Input) -> anyhow::Result<Verdict> {
     let Input { parser, mut rows, preamble, first, .. } = input;
-    let progress = Progress::of(String::new(), String::new(), first);
+    let progress = Progress::of(&LedgerName::none(), String::new(), first);
     let rejects = Rejects::open(args.rejects.as_deref(), &progress, &preamble)?;
     let mut import = Import::new(&args.input, rejects, None, progress);
     let names = PlatformNames::default();

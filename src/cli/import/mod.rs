@@ -44,11 +44,11 @@ use self::rejects::Rejects;
 use self::rows::Row;
 use self::session::{Ended, Session};
 use self::streams::LedgerName;
+use self::window::Recorded;
 use super::client::{ClientArgs, TokenArgs};
 use super::progress_bar::ProgressBar;
 use super::{Verdict, output};
 use crate::config::statement_names;
-use crate::grpc::pb;
 use consentd_core::event::StatementNames;
 use consentd_os::clock;
 use consentd_os::files::{self, Usage, UsedFile};
@@ -107,7 +107,7 @@ impl ImportArgs {
         self
     }
 
-    /// Checks that all files are different, and that no foreign file would be overwritten.
+    /// Checks that all files are different.
     fn check_files(&self, progress_file: Option<&ProgressFile>) -> anyhow::Result<()> {
         let file = |flag, path: &Path, usage| UsedFile { flag, path: path.to_owned(), usage };
         let mut used = vec![file("FILE", Path::new(&self.input), Usage::Input)];
@@ -115,10 +115,6 @@ impl ImportArgs {
         used.extend(self.token.path().map(|path| file("--token-file", path, Usage::Secret)));
         used.extend(progress_file.map(|saved| file("FILE", saved.path(), Usage::Written)));
         files::check(&used)?;
-        if let Some(foreign) = progress_file.filter(|saved| saved.is_foreign()) {
-            let path = foreign.path().display();
-            bail!("{path} is to keep the progress, and holds something else: move it away");
-        }
         Ok(())
     }
 
@@ -156,19 +152,19 @@ impl ImportArgs {
 pub(super) async fn import(args: ImportArgs) -> anyhow::Result<Verdict> {
     let progress_file = ProgressFile::of(&args.input).filter(|_| !args.dry_run);
     args.check_files(progress_file.as_ref())?;
+    let before = progress_file.as_ref().map(ProgressFile::load).transpose()?.flatten();
     // A missing file or an invalid header is an error before anything is sent.
     let mut input = input::open(&args.input, &args.reading())?;
     if args.dry_run {
         return dry_run::run(&args, input);
     }
     let meaning = args.meaning();
-    let before = progress_file.as_ref().and_then(ProgressFile::load);
     let saved = before.as_ref().filter(|_| !args.from_start);
     args.check_meaning(saved, &meaning)?;
     let token = args.token.header()?;
     let mut session = Session::connect(&args.client, token, args.retry_for).await?;
 
-    let mut progress = Progress::of(session.ledger().id.clone(), meaning, input.first);
+    let mut progress = Progress::of(session.ledger(), meaning, input.first);
     // An import from the start may replace the file of rejected rows that an interrupted one made.
     progress.rejects_inode = before.as_ref().and_then(|before| before.rejects_inode);
     if let Some(saved) = saved.filter(|saved| can_continue(saved, session.ledger()))
@@ -203,19 +199,18 @@ fn conclude(args: &ImportArgs, counts: &RowCounts) -> anyhow::Result<Verdict> {
 
 /// Whether an interrupted import can continue in this ledger, which is printed.
 fn can_continue(saved: &Progress, ledger: &LedgerName) -> bool {
-    // A smaller revision means that the ledger has lost some of the recorded rows.
-    let has_all_rows = saved.ledger == ledger.id && saved.revision <= ledger.revision;
-    output::note(&if has_all_rows {
-        let line = HumanCount(saved.line);
-        format!(
-            "going on with line {line}; the rows before it are in the ledger (--from-start begins \
-             with the first row)"
-        )
-    } else {
-        "this is not the ledger that the file was being imported into: beginning with the first row"
-            .to_owned()
+    let doubt = saved.doubt_about(ledger);
+    output::note(&match &doubt {
+        None => {
+            let line = HumanCount(saved.line);
+            format!(
+                "going on with line {line}; the rows before it are in the ledger (--from-start begins \
+                 with the first row)"
+            )
+        }
+        Some(why) => format!("{why}: beginning with the first row"),
     });
-    has_all_rows
+    doubt.is_none()
 }
 
 /// The results of an import.
@@ -255,10 +250,10 @@ impl Import {
     }
 
     /// Counts a recorded row.
-    fn count(&mut self, response: &pb::RecordEventResponse) {
-        self.progress.revision = self.progress.revision.max(response.revision);
+    fn count(&mut self, recorded: Recorded) {
+        self.progress.note(recorded.partition, recorded.revision);
         let RowCounts { applied, unchanged, .. } = &mut self.progress.tally;
-        *(if response.applied { applied } else { unchanged }) += 1;
+        *(if recorded.applied { applied } else { unchanged }) += 1;
     }
 
     /// Counts a row that is not recorded, and writes it to the rejected ones.

@@ -4,15 +4,18 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::rows::Position;
+use super::streams::LedgerName;
 use consentd_os::files;
 
 /// How much of the input before a position is hashed, to recognise the same input, in bytes.
 const TAIL_BYTES: u64 = 64 * 1024;
+
+const LOST: &str = "the ledger has lost rows of this file that were recorded";
 
 /// The progress of an import. Its field names are the file's format.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -21,6 +24,10 @@ pub(super) struct Progress {
     pub(super) ledger: String,
     /// The highest revision of the responses.
     pub(super) revision: u64,
+    /// The highest revision of the responses about pairs of each of the ledger's partitions, whose revisions
+    /// have nothing to do with each other. Empty if it has one; versions before did not save this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) partition_revisions: Vec<u64>,
     /// How many bytes of the input are finished.
     pub(super) offset: u64,
     /// The line that begins there, from 1.
@@ -94,21 +101,23 @@ impl ProgressFile {
         &self.path
     }
 
-    /// The saved progress, if it belongs to the input's present content.
-    pub(super) fn load(&self) -> Option<Progress> {
-        let text = std::fs::read(&self.path).ok()?;
-        let progress: Progress = serde_json::from_slice(&text).ok()?;
-        let tail = self.tail(progress.offset).ok()?;
-        (tail == progress.tail && progress.line > 0).then_some(progress)
-    }
-
-    /// Whether the path holds something else, which must not be overwritten.
-    pub(super) fn is_foreign(&self) -> bool {
-        match std::fs::read(&self.path) {
-            Ok(text) if text.is_empty() => false,
-            Ok(text) => serde_json::from_slice::<Progress>(&text).is_err(),
-            Err(error) => error.kind() != ErrorKind::NotFound,
-        }
+    /// The saved progress, if it belongs to the input's present content. If the path holds something else,
+    /// that must not be overwritten, and is an error.
+    pub(super) fn load(&self) -> anyhow::Result<Option<Progress>> {
+        let text = match std::fs::read(&self.path) {
+            Ok(text) if text.is_empty() => return Ok(None),
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(_) => None,
+        };
+        let progress = text.and_then(|text| serde_json::from_slice::<Progress>(&text).ok());
+        let Some(progress) = progress else {
+            let path = self.path.display();
+            bail!("{path} is to keep the progress, and holds something else: move it away");
+        };
+        let is_of_input =
+            progress.line > 0 && self.tail(progress.offset).is_ok_and(|tail| tail == progress.tail);
+        Ok(is_of_input.then_some(progress))
     }
 
     /// Saves the progress atomically.
@@ -139,13 +148,103 @@ impl ProgressFile {
 
 impl Progress {
     /// The beginning of an import into a ledger, at its first row.
-    pub(super) fn of(ledger: String, meaning: String, first: Position) -> Self {
+    pub(super) fn of(ledger: &LedgerName, meaning: String, first: Position) -> Self {
         let tally = RowCounts { header_lines: first.line - 1, ..RowCounts::default() };
         let Position { offset, line } = first;
-        Self { ledger, offset, line, tally, meaning, ..Self::default() }
+        Self {
+            ledger: ledger.id.clone(),
+            partition_revisions: vec![0; ledger.partition_revisions.len()],
+            offset,
+            line,
+            tally,
+            meaning,
+            ..Self::default()
+        }
+    }
+
+    /// Notes a response about a pair in this partition.
+    pub(super) fn note(&mut self, partition: u32, revision: u64) {
+        self.revision = self.revision.max(revision);
+        let partition = usize::try_from(partition).ok();
+        let own = partition.and_then(|number| self.partition_revisions.get_mut(number));
+        if let Some(own) = own {
+            *own = revision.max(*own);
+        }
+    }
+
+    /// Why it is not known that a ledger has all rows that were recorded; `None` if it has them.
+    pub(super) fn doubt_about(&self, ledger: &LedgerName) -> Option<String> {
+        if self.ledger != ledger.id {
+            let why = "this is not the ledger that the file was being imported into";
+            return Some(why.to_owned());
+        }
+        let known = &ledger.partition_revisions;
+        if self.partition_revisions.len() != known.len() {
+            let why = "how far each partition of the ledger was is not known to an older version";
+            return Some(why.to_owned());
+        }
+        // Of one partition the last revision is the ledger's.
+        if known.is_empty() {
+            return (self.revision > ledger.revision).then(|| LOST.to_owned());
+        }
+        // A smaller revision of one means that it has lost rows, however far the others are.
+        (0..).zip(self.partition_revisions.iter().zip(known)).find_map(
+            |(number, pair)| match pair {
+                (recorded, Some(revision)) if recorded > revision => {
+                    Some(format!("{LOST}, in its partition {number}"))
+                }
+                (1.., None) => Some(format!("partition {number} of the ledger cannot be read")),
+                _ => None,
+            },
+        )
     }
 
     pub(super) fn position(&self) -> Position {
         Position { offset: self.offset, line: self.line }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(id: &str, revision: u64, partition_revisions: &[Option<u64>]) -> LedgerName {
+        let partition_revisions = partition_revisions.to_vec();
+        LedgerName { id: id.to_owned(), revision, partition_revisions, ..LedgerName::none() }
+    }
+
+    #[test]
+    fn import_goes_on_in_a_ledger_whose_every_partition_is_as_far_as_it_was() {
+        let start = Position { offset: 0, line: 1 };
+        let two = ledger("a", 0, &[Some(0), Some(0)]);
+        let mut of_two = Progress::of(&two, String::new(), start);
+        of_two.note(0, 7);
+        of_two.note(0, 5);
+        let mut of_one = Progress::of(&ledger("a", 0, &[]), String::new(), start);
+        of_one.note(0, 7);
+        let of_older = Progress { partition_revisions: Vec::new(), ..of_two.clone() };
+        for (saved, ledger, doubt) in [
+            (&of_one, ledger("a", 7, &[]), None),
+            (&of_one, ledger("a", 6, &[]), Some("has lost rows")),
+            (&of_one, ledger("b", 9, &[]), Some("not the ledger")),
+            (&of_two, ledger("a", 7, &[Some(7), Some(0)]), None),
+            (&of_two, ledger("a", 7, &[Some(7), None]), None),
+            (&of_two, ledger("a", 106, &[Some(6), Some(100)]), Some("in its partition 0")),
+            (
+                &of_two,
+                ledger("a", 100, &[None, Some(100)]),
+                Some("partition 0 of the ledger cannot"),
+            ),
+            (&of_two, ledger("b", 14, &[Some(7), Some(7)]), Some("not the ledger")),
+            (&of_two, ledger("a", 14, &[]), Some("an older version")),
+            (&of_older, ledger("a", 14, &[Some(7), Some(7)]), Some("an older version")),
+        ] {
+            let told = saved.doubt_about(&ledger);
+            let is_so = match (&told, doubt) {
+                (Some(told), Some(part)) => told.contains(part),
+                (told, doubt) => told.is_none() && doubt.is_none(),
+            };
+            assert!(is_so, "{doubt:?}: {told:?}");
+        }
     }
 }

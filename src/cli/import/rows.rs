@@ -212,6 +212,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// A splitter with room for a row's cells.
+    pub(super) fn splitter(self) -> Splitter {
+        Splitter::with_capacity(self.delimiter, self.named)
+    }
+
     /// Whether a row has a cell for each named column, and nothing behind the last column.
     pub(super) fn fits(self, splitter: &Splitter, text: &[u8]) -> bool {
         splitter.len() >= self.named && splitter.are_empty_from(text, self.width)
@@ -220,7 +225,7 @@ impl Shape {
     /// Whether a line by itself looks like a row: it has a row's cells, and each of its quotes begins
     /// or ends one.
     fn looks_like_row(self, line: &[u8]) -> bool {
-        let mut splitter = Splitter::new(self.delimiter);
+        let mut splitter = self.splitter();
         splitter.split(line) != Ending::Malformed
             && !splitter.has_stray_quote(line)
             && self.fits(&splitter, line)
@@ -232,11 +237,14 @@ pub(super) struct RowReader {
     lines: Lines,
     /// The shape of the rows of a CSV file. Rows of NDJSON are lines.
     shape: Option<Shape>,
+    /// Where lines with quotes are split, to keep its room for the next one.
+    splitter: Splitter,
 }
 
 impl RowReader {
     pub(super) fn new(lines: Lines, shape: Option<Shape>) -> Self {
-        Self { lines, shape }
+        let splitter = shape.map_or_else(|| Splitter::new(b','), Shape::splitter);
+        Self { lines, shape, splitter }
     }
 
     pub(super) fn shape(&self) -> Option<Shape> {
@@ -265,7 +273,8 @@ impl RowReader {
     /// Adds the next lines to a line whose last cell is quoted and not closed. If they cannot be the
     /// rest of that cell, they are read again as rows of their own, so that no row is swallowed.
     fn complete(&mut self, first: &mut Line, shape: Shape) -> io::Result<Option<Defect>> {
-        let mut splitter = Splitter::new(shape.delimiter);
+        let splitter = &mut self.splitter;
+        splitter.clear();
         if splitter.split(first.text()) != Ending::Open {
             return Ok(None);
         }
@@ -289,7 +298,7 @@ impl RowReader {
             match splitter.split(whole) {
                 Ending::Open => {}
                 Ending::Malformed => break OpenQuote::TextBehind(number),
-                Ending::Closed if shape.fits(&splitter, whole) => {
+                Ending::Closed if shape.fits(splitter, whole) => {
                     first.bytes = text;
                     return Ok(None);
                 }

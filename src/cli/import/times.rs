@@ -1,6 +1,7 @@
 //! Times as other tools write them. Each is rewritten as RFC 3339, which the contract's own reader
 //! reads.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -73,9 +74,9 @@ pub(super) struct Moment {
 impl Moment {
     /// The moment of a denial, which is the latest that the text may mean, so that it holds over what
     /// happened on the same day. `None` if that is still to come: the event then counts from now on.
-    pub(super) fn of_denial(self, now: Timestamp) -> Option<Timestamp> {
+    pub(super) fn of_denial(self, now: impl FnOnce() -> Timestamp) -> Option<Timestamp> {
         let last = self.first.plus(self.span);
-        (self.span.is_zero() || last <= now).then_some(last)
+        (self.span.is_zero() || last <= now()).then_some(last)
     }
 }
 
@@ -137,9 +138,10 @@ fn read_date(
         {
             return Err(NotATime(NULL_DATE));
         }
-        (text.to_owned(), Duration::ZERO)
+        (Cow::Borrowed(text), Duration::ZERO)
     } else {
-        as_rfc3339(text, format, zone)?
+        let (written, span) = as_rfc3339(text, format, zone)?;
+        (Cow::Owned(written), span)
     };
     let time: prost_types::Timestamp = written.parse().map_err(|_| NotATime(INVALID_TIME))?;
     if time.seconds < 0 {
@@ -319,7 +321,7 @@ mod tests {
         let denial = |text: &str| {
             let zone = "UTC".parse().unwrap();
             let moment = read(text, DayFirst, Some(&zone)).unwrap();
-            moment.of_denial(now).map(Timestamp::rfc3339_millis)
+            moment.of_denial(|| now).map(Timestamp::rfc3339_millis)
         };
         assert_eq!(denial("30-01-2026").as_deref(), Some("2026-01-30T23:59:59.999Z"));
         assert_eq!(denial("30-01-2026 09:30").as_deref(), Some("2026-01-30T09:30:59.999Z"));

@@ -21,9 +21,21 @@ const MAX_BYTES: u64 = 32 << 20;
 /// A row, and the request that records it.
 pub(super) type ParsedRow = (Row, Parsed<pb::RecordEventsRequest>);
 
+/// What an import needs to know of a row that is recorded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recorded {
+    /// The partition of the ledger that the pair is in.
+    pub(super) partition: u32,
+    /// The revision of that partition after the event.
+    pub(super) revision: u64,
+    /// Whether the event changed anything.
+    pub(super) applied: bool,
+}
+
 enum State {
-    Sent,
-    Recorded(pb::RecordEventResponse),
+    /// Sent, as an event of a pair in this partition of the ledger.
+    Sent(u32),
+    Recorded(Recorded),
     Rejected(Fault),
     Blank,
     LeftOut,
@@ -57,8 +69,7 @@ impl Window {
         let sequence = self.first + u64::try_from(self.rows.len()).unwrap_or(0);
         let state = match request {
             Parsed::Event(request) => {
-                streams.send(pb::RecordEventsRequest { sequence, ..request });
-                State::Sent
+                State::Sent(streams.send(pb::RecordEventsRequest { sequence, ..request }))
             }
             Parsed::Fault(fault) => State::Rejected(fault),
             Parsed::Blank => State::Blank,
@@ -79,11 +90,14 @@ impl Window {
     ) -> Result<(), Status> {
         let index = response.sequence.checked_sub(self.first);
         let index = index.and_then(|index| usize::try_from(index).ok());
-        let Some((_, state)) = index.and_then(|index| self.rows.get_mut(index)) else {
-            return Ok(());
-        };
+        let row = index.and_then(|index| self.rows.get_mut(index));
+        let Some((_, state)) = row else { return Ok(()) };
+        let State::Sent(partition) = *state else { return Ok(()) };
         *state = match response.result {
-            Some(Outcome::Response(response)) => State::Recorded(response),
+            Some(Outcome::Response(response)) => {
+                let pb::RecordEventResponse { revision, applied, .. } = response;
+                State::Recorded(Recorded { partition, revision, applied })
+            }
             Some(Outcome::Error(error)) => {
                 let code = Code::from(error.code);
                 if is_transient(code) {
@@ -98,16 +112,16 @@ impl Window {
 
     /// Removes the finished rows from the front, and counts or rejects them.
     pub(super) fn finish_rows(&mut self, import: &mut Import) -> anyhow::Result<()> {
-        while self.rows.front().is_some_and(|(_, state)| !matches!(state, State::Sent)) {
+        while self.rows.front().is_some_and(|(_, state)| !matches!(state, State::Sent(_))) {
             let Some((row, state)) = self.rows.pop_front() else { break };
             self.first += 1;
             self.start = row.end;
             match state {
-                State::Recorded(response) => import.count(&response),
+                State::Recorded(recorded) => import.count(recorded),
                 State::Rejected(fault) => import.reject(&row, &fault)?,
                 State::LeftOut => import.progress.tally.left_out += 1,
                 State::Blank => import.progress.tally.blank_lines += 1,
-                State::Sent => {}
+                State::Sent(_) => {}
             }
             import.pass(&row);
         }
@@ -117,7 +131,7 @@ impl Window {
     /// Sends all rows again that have no outcome.
     pub(super) fn send_again(&self, parser: &Parser, streams: &Streams) {
         for (sequence, (row, state)) in (self.first..).zip(&self.rows) {
-            if matches!(state, State::Sent)
+            if matches!(state, State::Sent(_))
                 && let Parsed::Event(request) = parser.request(row)
             {
                 streams.send(pb::RecordEventsRequest { sequence, ..request });
