@@ -319,6 +319,27 @@ class TestThreads:
         assert sum(map(len, server.batches)) + len(server.singles) == 64 * 20
         assert len(server.batches) + len(server.singles) < 64 * 20
 
+    def test_last_one_to_be_woken_joins_the_next_batch(
+        self, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Much longer than a busy machine holds a thread up, and much shorter than an answer takes.
+        monkeypatch.setattr("consentd._coalescing.GATHER_SECONDS", 0.05)
+        callers, turns = 16, 10
+        server.seconds = 0.2
+        with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client:
+
+            def caller() -> None:
+                for _ in range(turns):
+                    assert client.may_send("yes", "acme", "marketing")
+
+            threads = [threading.Thread(target=caller) for _ in range(callers)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        # One for each turn, and a few more where a thread was held up. Without it they are two for each turn.
+        assert len(server.batches) + len(server.singles) < 1.5 * turns
+
     def test_each_call_has_its_own_deadline(self, server: FakeServer) -> None:
         with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client:
             client.may_send("yes", "acme", "marketing")

@@ -8,7 +8,7 @@ from time import monotonic
 
 from consentd._coalescing import GATHER_SECONDS, UNEQUAL, is_halved, keeps_size
 from consentd._question import BATCH_LIMIT, Form, TemplateLike, known_rests, rest_of
-from consentd._verdict import CLOSED, LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
+from consentd._verdict import CLOSED, LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdicts_of_results
 from consentd.v1.consent_service_pb2 import BatchCanSendResponse, CanSendRequest
 from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
 
@@ -175,10 +175,9 @@ class AsyncCoalescer:
         if len(results) != size:
             _fail(batch, UNEQUAL)
             return
-        for future, result in zip(batch.futures, results, strict=True):
+        for future, verdict in zip(batch.futures, verdicts_of_results(results), strict=True):
             if not future.done():
-                response = result.response
-                future.set_result(Verdict(response) if response.reason else verdict_of_result(result))
+                future.set_result(verdict)
 
     def _expire_at(self, batch: _Batch, deadlines: list[float]) -> None:
         batch.timer = self._loop.call_later(min(deadlines) - monotonic(), self._expire, batch)

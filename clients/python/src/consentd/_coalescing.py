@@ -5,12 +5,14 @@ is under way is gathered. The first of those gathered leads: its thread waits un
 gathered or a millisecond has passed, and sends the batch. There is no thread besides those of the callers, so that
 nothing is left over at the end of a process or in the child of a fork.
 
-Once a batch is answered, the leader wakes one of the others, which wakes the next, and so on: to wake them all at once
-would have them all wait for the interpreter's lock, and cost twice as much. The batch counts as under way until the
+The callers of a batch wait for one lock, their turn. Once the batch is answered, its leader releases that, and each of
+them that gets it releases it at once for the next: to wake them all together would have them all wait for the
+interpreter's lock, and a lock for each costs more switches between threads. The batch counts as under way until the
 last is awake. What they ask next is gathered until then, and makes one batch again.
 
 A batch has its leader's deadline. So a check whose deadline is nearer than the client's leads none: it joins one that
-is gathered, or goes by itself. Where a leader is late all the same, the one with the latest deadline leads the others.
+is gathered, or goes by itself. Where a leader is late all the same, the others become another batch, which the one with
+the latest deadline leads.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from consentd._question import BATCH_LIMIT
-from consentd._verdict import LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdict_of_result
+from consentd._verdict import LATE, Failure, Verdict, failure_of_error, verdict_of_response, verdicts_of_results
 from consentd.v1.consent_service_pb2 import BatchCanSendResponse, CanSendRequest
 from consentd.v1.consent_service_pb2_grpc import ConsentServiceStub
 
@@ -51,36 +53,35 @@ def keeps_size(failure: Failure) -> bool:
 
 
 class _Waiter:
-    __slots__ = ("awake", "batch", "deadline", "is_gone", "leads", "question", "verdict")
+    __slots__ = ("batch", "deadline", "is_gone", "question", "verdict")
 
     def __init__(self, question: bytes, deadline: float, batch: _Batch) -> None:
         self.question = question
         self.deadline = deadline
+        # Another one, where the leader of the first was late.
         self.batch = batch
-        # Whether it leads its batch once it is awake, as the one that led it before is late.
-        self.leads = False
         self.verdict: Verdict | None = None
-        # Released to wake the thread that waits.
-        self.awake = threading.Lock()
-        self.awake.acquire()
         self.is_gone = False
 
 
 class _Batch:
-    __slots__ = ("deadline", "go", "is_answered", "is_over", "next", "waiters")
+    __slots__ = ("asleep", "deadline", "go", "is_answered", "is_started", "turn", "waiters")
 
     def __init__(self, deadline: float) -> None:
         # The leader's.
         self.deadline = deadline
+        # The first one leads.
         self.waiters: list[_Waiter] = []
-        # Released to let the leader send it.
+        # Released to let the leader send it, and whether it was.
+        self.is_started = False
         self.go = threading.Lock()
         self.go.acquire()
-        # Which of the waiters is woken next. The first leads, and is awake.
-        self.next = 1
-        # Whether the waiters are being woken.
+        # Released to wake the others, one after another.
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        # Whether they are being woken, and how many of them are not awake yet.
         self.is_answered = False
-        self.is_over = False
+        self.asleep = 0
 
 
 class Coalescer:
@@ -128,19 +129,21 @@ class Coalescer:
                 batch = self._gathered = _Batch(deadline)
             waiter = _Waiter(question, deadline, batch)
             batch.waiters.append(waiter)
+            if not leads:
+                batch.asleep += 1
             if len(batch.waiters) >= self._limit:
                 self._start()
+                self._gathered = None
         if leads:
             self._lead(batch, deadline)
-        elif waiter.awake.acquire(timeout=max(deadline - monotonic(), 0)):
-            self._woken(waiter)
         else:
-            with self._mutex:
-                waiter.is_gone = True
-                was_woken = waiter.awake.acquire(blocking=False)
-            # Where there is a verdict and nobody told, the one whose turn it was to tell has been interrupted.
-            if was_woken or (waiter.batch.is_answered and waiter.verdict is not None):
-                self._woken(waiter)
+            self._wait(waiter, batch)
+            while waiter.batch is not batch:
+                batch = waiter.batch
+                if batch.waiters[0] is waiter:
+                    self._send_batch(batch)
+                else:
+                    self._wait(waiter, batch)
         # A verdict that denies is false.
         return Verdict(None, LATE) if waiter.verdict is None else waiter.verdict
 
@@ -166,9 +169,14 @@ class Coalescer:
 
     # To be called with the mutex held.
     def _start(self) -> None:
-        """Lets the leader of the batch that is being gathered send it."""
-        batch, self._gathered = self._gathered, None
-        if batch is not None:
+        """Lets the leader of the batch that is being gathered send it.
+
+        Checks join it until the leader does: the thread that was woken as the last one is still to ask again, and its
+        check would otherwise be a batch of its own.
+        """
+        batch = self._gathered
+        if batch is not None and not batch.is_started:
+            batch.is_started = True
             self._under_way.append(batch.deadline)
             batch.go.release()
 
@@ -187,25 +195,26 @@ class Coalescer:
         if not self._under_way:
             self._handed_over = 0
 
-    def _woken(self, waiter: _Waiter) -> None:
-        if waiter.leads:
-            self._send_batch(waiter.batch)
-        else:
-            self._wake_next(waiter.batch)
+    def _wait(self, waiter: _Waiter, batch: _Batch) -> None:
+        """Waits until the batch is answered, or the deadline comes."""
+        turn = batch.turn
+        remaining = waiter.deadline - monotonic()
+        is_awake = False
+        try:
+            is_awake = turn.acquire(True, remaining if remaining > 0 else 0)
+        finally:
+            if is_awake:
+                turn.release()
+            with self._mutex:
+                waiter.is_gone = not is_awake
+                batch.asleep -= 1
+                if batch.is_answered and not batch.asleep:
+                    self._handed_over_to_all(batch)
 
-    def _wake_next(self, batch: _Batch) -> None:
-        waiters = batch.waiters
-        with self._mutex:
-            while batch.next < len(waiters):
-                waiter = waiters[batch.next]
-                batch.next += 1
-                if not waiter.is_gone:
-                    waiter.awake.release()
-                    return
-            if not batch.is_over:
-                batch.is_over = True
-                self._handed_over = max(self._handed_over - 1, 0)
-                self._landed(batch.deadline)
+    # To be called with the mutex held.
+    def _handed_over_to_all(self, batch: _Batch) -> None:
+        self._handed_over = max(self._handed_over - 1, 0)
+        self._landed(batch.deadline)
 
     def _lead(self, batch: _Batch, deadline: float) -> None:
         try:
@@ -213,9 +222,11 @@ class Coalescer:
                 batch.go.acquire(timeout=_at_most(HAND_OVER_SECONDS, deadline))
         finally:
             with self._mutex:
-                if self._gathered is batch:
+                if not batch.is_started:
                     self._forget()
                     self._start()
+                if self._gathered is batch:
+                    self._gathered = None
             self._send_batch(batch)
 
     def _send_batch(self, batch: _Batch) -> None:
@@ -232,7 +243,10 @@ class Coalescer:
                     self._pass_on(batch, late)
                 self._handed_over += 1
                 batch.is_answered = True
-            self._wake_next(batch)
+                if batch.asleep:
+                    batch.turn.release()
+                else:
+                    self._handed_over_to_all(batch)
 
     # To be called with the mutex held.
     def _pass_on(self, batch: _Batch, late: list[_Waiter]) -> None:
@@ -248,13 +262,11 @@ class Coalescer:
         others.sort(key=lambda one: one.deadline, reverse=True)
         following = _Batch(others[0].deadline)
         following.waiters = others
+        following.asleep = len(others) - 1
         for one in others:
             one.batch = following
         _fail([one for one in late if one.batch is batch], _LEADER_LATE)
-        batch.waiters = [one for one in batch.waiters if one.batch is batch]
         self._under_way.append(following.deadline)
-        others[0].leads = True
-        others[0].awake.release()
 
     def _send(self, waiters: list[_Waiter], deadline: float) -> list[_Waiter]:
         """Asks for these, and gives those for whom the deadline came first, which have no verdict."""
@@ -282,8 +294,8 @@ class Coalescer:
         if len(results) != len(waiters):
             _fail(waiters, UNEQUAL)
             return []
-        for waiter, result in zip(waiters, results, strict=True):
-            waiter.verdict = verdict_of_result(result)
+        for waiter, verdict in zip(waiters, verdicts_of_results(results), strict=True):
+            waiter.verdict = verdict
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -260,6 +261,13 @@ def verdict_of_response(response: CanSendResponse) -> Verdict:
     newer sidecar may have reasons that this package does not know.
     """
     return Verdict(response) if response.reason else Verdict(None, UNDECIDED)
+
+
+def verdicts_of_results(results: Iterable[BatchCanSendResult]) -> list[Verdict]:
+    """The verdicts of the answers in a batch."""
+    return [
+        Verdict(response) if (response := result.response).reason else verdict_of_result(result) for result in results
+    ]
 
 
 def verdict_of_result(result: BatchCanSendResult) -> Verdict:
