@@ -125,7 +125,9 @@ pub fn decoded(wanted: &Businesses, entry: &LogEntry) -> LogEntry {
 /// The same of a page of the log.
 pub fn decoded_page(wanted: &Businesses, mut page: Page) -> Page {
     if let Tail::Entries(entries) = &mut page.tail {
-        entries.iter_mut().for_each(|entry| *entry = decoded(wanted, entry));
+        for entry in entries {
+            *entry = decoded(wanted, entry);
+        }
     }
     page
 }

@@ -71,7 +71,9 @@ impl World {
             let pair = (user(number), business_of(number));
             let own = (primary.key_of(number), record_of(base.as_ref()).unwrap());
             let mut others = LinkedRead::new(&secret(primary.secret), pair, own, true);
-            other.into_iter().for_each(|other| others.add(user(other)));
+            if let Some(other) = other {
+                others.add(user(other));
+            }
             recorder.others = Some((others, base, clock));
             return self.recorder_goes_on(index, 0, Step::ReadOthers);
         }
