@@ -1,7 +1,7 @@
 //! A sidecar that holds some businesses alone: it follows the partitions of these, and is told to hold more or less.
 
 use consentd::follower::{by_partition, held_once_loaded};
-use consentd::table::Tables;
+use consentd::table::{Table, Tables, Validity};
 use consentd_core::businesses::Businesses;
 use consentd_core::id::{BusinessId, Key};
 use consentd_ledger::{Bucket, LogEntry, Page, Tail, UndecodedEntry};
@@ -98,6 +98,29 @@ impl World {
     pub fn is_held(&self, user: usize) -> bool {
         let business = BusinessId::parse(business_of(user)).unwrap();
         self.tables.businesses().holds(business)
+    }
+
+    /// Property 2, of businesses: what is held is in all of its tables, which were loaded.
+    pub fn check_held(&self) -> Result<(), Violation> {
+        // Until all were loaded once, nothing is answered.
+        if !self.plan.some || !self.tables.is_ready() {
+            return Ok(());
+        }
+        let held = self.tables.businesses();
+        for id in held.ids().into_iter().flatten() {
+            let business = BusinessId::parse(id).unwrap();
+            for number in self.layout.partitions_of(business.tag()) {
+                let has = |table: Table| {
+                    let is_loaded = table.freshness().validity != Validity::Loading;
+                    is_loaded && table.businesses().holds(business)
+                };
+                if !self.tables.table(number).is_some_and(has) {
+                    let why = format!("{id} is held, and partition {number} does not have it");
+                    return Err(Violation::new(2, why));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Property 5, of what was added.

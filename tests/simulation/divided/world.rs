@@ -370,6 +370,7 @@ impl World {
         if is_lost {
             self.notices(process::OWN);
         }
+        self.check_held()?;
         self.partitions[at].after_step(touched)
     }
 
