@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use consentd::metrics::Metrics;
-use consentd::recorder::Recorder;
+use consentd::recorder::{Recorded, Recorder};
 use consentd_core::event::{Event, Evidence, Method, PlatformNames, StatementNames, What};
 use consentd_core::keyword::{KeywordLists, Keywords};
 use consentd_core::record::{Link, Record};
@@ -43,10 +43,14 @@ impl Process {
     }
 
     /// Records an event without a time.
-    async fn record(&self, user: &str, what: What) {
+    async fn try_record(&self, user: &str, what: What) -> Recorded {
         let event = Event { user_id: user.into(), business_id: "acme".into(), time: None, what };
         let request_id = format!("{user} {:?}", std::mem::discriminant(&event.what));
-        self.recorder.record(&[Submission::new(event, request_id)]).await.remove(0).unwrap();
+        self.recorder.record(&[Submission::new(event, request_id)]).await.remove(0)
+    }
+
+    async fn record(&self, user: &str, what: What) {
+        self.try_record(user, what).await.unwrap();
     }
 
     async fn record_of(&self, user: &str) -> Record {
@@ -92,13 +96,43 @@ impl Replaced {
     }
 
     /// A process that reads of the former one, and appends to the present one.
-    async fn late(&self) -> (Process, Proxy) {
+    async fn late(&self) -> Late {
         let net = Proxy::before(&self.former.address()).await;
         let late = Process::at(&net.address());
         late.ledger.read(Vec::new()).await.unwrap();
         net.new_connections_lead_to(&self.present.address());
         late.ledger.reconnect_appends();
-        (late, net)
+        Late { process: late, net }
+    }
+}
+
+/// A process that reads of the former primary, until it learns of the present one.
+struct Late {
+    process: Process,
+    net: Proxy,
+}
+
+impl Late {
+    /// Records an event of the first id, which its caller repeats until it is acknowledged. The process learns of the
+    /// present primary once that has the event.
+    async fn record_until_acknowledged(
+        &self,
+        present: &Process,
+        what: What,
+        is_there: impl Fn(&Record) -> bool,
+    ) {
+        let record = async {
+            while self.process.try_record(PERSON[0], what.clone()).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let learn = async {
+            while !is_there(&present.record_of(PERSON[0]).await) {
+                tokio::task::yield_now().await;
+            }
+            self.net.reset();
+        };
+        tokio::join!(record, learn);
     }
 }
 
@@ -110,11 +144,16 @@ async fn untimed_stop_whose_linked_id_is_read_of_a_former_primary_outlives_its_l
     };
     let servers = Replaced::after(linked).await;
     let present = Process::at(&servers.ahead.address());
-    let (late, _net) = servers.late().await;
+    let late = servers.late().await;
     present.record(PERSON[1], opt_in()).await;
-    assert_eq!(late.record_of(PERSON[1]).await.state.scopes.len(), 0, "it is read of the former");
+    assert_eq!(
+        late.process.record_of(PERSON[1]).await.state.scopes.len(),
+        0,
+        "it is read of the former"
+    );
     let stop = What::OptOut { scope: Scope::All, reference: String::new() };
-    late.record(PERSON[0], stop).await;
+    let denies = |record: &Record| !record.state.scopes.is_empty();
+    late.record_until_acknowledged(&present, stop, denies).await;
     for user in PERSON {
         let state = present.record_of(user).await.state;
         let standing = state.standing_on(&Scope::parse("marketing").unwrap()).choice;
@@ -128,11 +167,12 @@ async fn untimed_link_to_an_id_that_was_erased_and_is_read_of_a_former_primary_n
     let consented = async |before: &Process| before.record(PERSON[1], opt_in()).await;
     let servers = Replaced::after(consented).await;
     let present = Process::at(&servers.ahead.address());
-    let (late, _net) = servers.late().await;
+    let late = servers.late().await;
     present.recorder.erase(PERSON[1], "acme").await.unwrap();
-    assert!(late.record_of(PERSON[1]).await.erased.is_none(), "it is read of the former");
+    assert!(late.process.record_of(PERSON[1]).await.erased.is_none(), "it is read of the former");
     let link = What::Link { other_user_id: PERSON[1].into(), moved: false };
-    late.record(PERSON[0], link).await;
+    let is_linked = |record: &Record| !record.links.is_empty();
+    late.record_until_acknowledged(&present, link, is_linked).await;
     for (user, other) in [(PERSON[0], PERSON[1]), (PERSON[1], PERSON[0])] {
         let links: Vec<Link> = present.record_of(user).await.links;
         let names: Vec<&str> = links.iter().map(|link| &*link.user_id).collect();

@@ -181,7 +181,12 @@ impl World {
                 }
             }
         }
-        for Told { effect, began, revision, .. } in self.told.iter().filter(|it| it.user == user) {
+        // On a branch that was lost a revision says nothing of another one.
+        let partition = &self.partitions[self.place[user]];
+        let position = partition.sidecar.scheduler().state_machine().position();
+        let is_there = partition.primary.has(position);
+        let told = self.told.iter().filter(|it| it.user == user && is_there);
+        for Told { effect, began, revision, .. } in told {
             for category in concerned(effect) {
                 let asked =
                     CheckRequest { min_revision: *revision, ..request(user, category, false) };

@@ -1,7 +1,7 @@
 //! A sidecar that holds some businesses alone: it follows the partitions of these, and is told to hold more or less.
 
 use consentd::follower::{by_partition, held_once_loaded};
-use consentd::table::Tables;
+use consentd::table::{Table, Tables, Validity};
 use consentd_core::businesses::Businesses;
 use consentd_core::id::{BusinessId, Key};
 use consentd_ledger::{Bucket, LogEntry, Page, Tail, UndecodedEntry};
@@ -100,6 +100,29 @@ impl World {
         self.tables.businesses().holds(business)
     }
 
+    /// Property 2, of businesses: what is held is in all of its tables, which were loaded.
+    pub fn check_held(&self) -> Result<(), Violation> {
+        // Until all were loaded once, nothing is answered.
+        if !self.plan.some || !self.tables.is_ready() {
+            return Ok(());
+        }
+        let held = self.tables.businesses();
+        for id in held.ids().into_iter().flatten() {
+            let business = BusinessId::parse(id).unwrap();
+            for number in self.layout.partitions_of(business.tag()) {
+                let has = |table: Table| {
+                    let is_loaded = table.freshness().validity != Validity::Loading;
+                    is_loaded && table.businesses().holds(business)
+                };
+                if !self.tables.table(number).is_some_and(has) {
+                    let why = format!("{id} is held, and partition {number} does not have it");
+                    return Err(Violation::new(2, why));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Property 5, of what was added.
     pub fn holds_all(&mut self) -> Result<(), Violation> {
         let holds = |world: &mut Self| *world.tables.businesses() == world.held.wanted;
@@ -125,7 +148,9 @@ pub fn decoded(wanted: &Businesses, entry: &LogEntry) -> LogEntry {
 /// The same of a page of the log.
 pub fn decoded_page(wanted: &Businesses, mut page: Page) -> Page {
     if let Tail::Entries(entries) = &mut page.tail {
-        entries.iter_mut().for_each(|entry| *entry = decoded(wanted, entry));
+        for entry in entries {
+            *entry = decoded(wanted, entry);
+        }
     }
     page
 }

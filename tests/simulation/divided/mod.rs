@@ -19,6 +19,7 @@
 //! That most nodes name the owner that answered is a step of its own, which may come late or never: without it an
 //! answer is no proof, and an append has no known outcome.
 
+mod answer;
 mod append;
 mod checks;
 mod erase;
@@ -26,8 +27,10 @@ mod faults;
 mod held;
 mod partition;
 mod process;
+mod reading;
 mod recorder;
 mod saved;
+mod trace;
 mod world;
 
 use std::sync::Arc;

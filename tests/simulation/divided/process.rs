@@ -71,7 +71,8 @@ impl World {
                     owes.extend(other.map(|other| Owed::Linked(number, other, *time)));
                 }
                 what => {
-                    owes.extend(what.effects(*time).into_iter().map(|it| Owed::Denied(number, it)))
+                    let effects = what.effects(*time).into_iter();
+                    owes.extend(effects.map(|effect| Owed::Denied(number, effect)));
                 }
             }
         }
@@ -81,7 +82,7 @@ impl World {
         }
         // The own process does not follow what it does not hold, and sees no loss there.
         let is_seen = process_of(index) != Some(OWN) || business_of(number) == BUSINESS;
-        if is_seen && !change.update.as_ref().is_none() {
+        if is_seen {
             self.recorders[index].owes.extend(owes);
         }
     }

@@ -2,7 +2,6 @@
 //! fail, conflict or come to nothing known by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use consentd::recorder::linked_ids::{self, PropagationRound, last_revision, places};
 use consentd::recorder::linked_read::LinkedRead;
@@ -13,22 +12,19 @@ use consentd_core::record::{HistoryEntry, Link, Revision};
 use consentd_core::scope::Class;
 use consentd_core::state::{Choice, Effect};
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Appended, Change, Position, Read, Update};
+use consentd_ledger::{Appended, Change, Position, Read};
 
 use super::append::{KILLED, Pending, Purpose, record_of};
 use super::checks::OF_TEMPLATE;
 use super::erase::Erasing;
 use super::world::{Happening, World};
-use crate::append::version;
-use crate::erase::{ErasingAgain, erased_before};
+use crate::erase::ErasingAgain;
 use crate::held::business_of;
-use crate::ledger::{Said, Server, Stored, USERS, secret, user};
+use crate::ledger::{Stored, USERS, secret, user};
 use crate::lifts::{PLACES, place_of};
 use crate::linked::denial;
 use crate::oracle::{Violation, is_denial, scope};
 use crate::process::{Owed, gives_back, process_of};
-use crate::recorder::{counted, time_of};
-use crate::sidecar::{Brought, true_time};
 use crate::world::MILLI;
 
 pub const WRITERS: usize = 3;
@@ -84,7 +80,7 @@ impl Step {
 }
 
 #[derive(Clone)]
-enum Wish {
+pub enum Wish {
     Said(Effect),
     Denied(Effect),
     Link(usize),
@@ -98,24 +94,24 @@ enum Wish {
 pub struct Recorder {
     pub operation: u64,
     pub user: usize,
-    wish: Option<Wish>,
+    pub wish: Option<Wish>,
     /// How long ago the caller says that it was.
-    ago: Option<i64>,
+    pub ago: Option<i64>,
     pub effects: Vec<Effect>,
     pub link_time: Option<Timestamp>,
     /// The clock that was read first in this try.
-    clock: Option<Timestamp>,
+    pub clock: Option<Timestamp>,
     /// Where the change of its own pair was written, on whatever branch.
     pub wrote: Vec<Position>,
     pub began: u64,
     /// Who was acknowledged to be one person with the user when it began.
     pub person: BTreeSet<usize>,
     /// How often something was lost, and somebody erased, by the time of this try.
-    taken: (u64, u64),
+    pub taken: (u64, u64),
     /// Whether the record that was read has the event already.
-    is_known: bool,
+    pub is_known: bool,
     /// Whether it gives back what was recorded before, as of when that counts.
-    is_replay: bool,
+    pub is_replay: bool,
     /// Whether it happened before the pair was erased, so that it leaves no trace.
     pub leaves_no_trace: bool,
     /// How many losses its process had noticed when its call began, where that remembers what it writes.
@@ -124,13 +120,13 @@ pub struct Recorder {
     pub owes: Vec<Owed>,
     pub erasing: Option<Erasing>,
     pub erasing_again: Option<ErasingAgain>,
-    tries: u64,
+    pub tries: u64,
     pub sent: SentChanges,
     pub followed: FollowedPartitions,
     pub pending: Pending,
     /// The other ids, where a denial takes its time from them, with what was read of the user and when.
-    others: Option<(LinkedRead, Option<Stored>, Timestamp)>,
-    round: Option<PropagationRound>,
+    pub others: Option<(LinkedRead, Option<Stored>, Timestamp)>,
+    pub round: Option<PropagationRound>,
     pub is_linked: bool,
     pub revision: Revision,
 }
@@ -299,182 +295,6 @@ impl World {
         self.recorder_goes_on(index, wait, Step::TimedOut);
     }
 
-    /// The server that answers what is asked of a user. It may be a former owner: the append tells.
-    fn reads(&mut self, number: usize) -> Option<&Server> {
-        let at = self.place[number];
-        if self.random.percent(self.partitions[at].wire.page_loss / 2) {
-            return None;
-        }
-        if self.partitions[at].is_missing {
-            return None;
-        }
-        self.reached(at).map(|(server, _)| server)
-    }
-
-    /// What is read of a user, and the clock of the node that answers.
-    pub fn read(&mut self, number: usize) -> Option<(Option<Stored>, Timestamp)> {
-        let now = true_time(self.time());
-        let server = self.reads(number)?;
-        Some((server.stored[number].clone(), server.clock(now)))
-    }
-
-    fn recorder_reads(&mut self, index: usize) {
-        let number = self.recorders[index].user;
-        let (wrote, now) = (self.recorders[index].wrote.clone(), true_time(self.time()));
-        let Some(server) = self.reads(number) else { return self.recorder_fails(index) };
-        let (base, clock) = (server.stored[number].clone(), server.clock(now));
-        // By its request id the record tells of an event that it has, and when that was.
-        let is_known = wrote.iter().any(|position| server.has(*position));
-        let recorder = &mut self.recorders[index];
-        let clock = *recorder.clock.get_or_insert(clock);
-        recorder.is_known = is_known;
-        if recorder.ago.is_none() && !is_known && !recorder.is_replay {
-            recorder.effects.clear();
-            recorder.link_time = None;
-        }
-        let is_untimed = matches!(recorder.wish, Some(Wish::Denied(_)))
-            && recorder.ago.is_none()
-            && recorder.effects.is_empty();
-        let has_links = base.as_ref().is_some_and(|base| !base.said.links.is_empty());
-        let names = |other: usize| base.as_ref().is_some_and(|base| base.said.names(other));
-        let other = match recorder.wish {
-            Some(Wish::Link(other)) if recorder.link_time.is_none() => Some(other),
-            _ => None,
-        };
-        if is_untimed && has_links || other.is_some_and(|other| !names(other)) {
-            let primary = &self.partitions[0].primary;
-            let pair = (user(number), business_of(number));
-            let own = (primary.key_of(number), record_of(base.as_ref()).unwrap());
-            let mut others = LinkedRead::new(&secret(primary.secret), pair, own, true);
-            other.into_iter().for_each(|other| others.add(user(other)));
-            recorder.others = Some((others, base, clock));
-            return self.recorder_goes_on(index, 0, Step::ReadOthers);
-        }
-        let latest = base.as_ref().and_then(|base| base.said.state.latest());
-        self.recorder_plans(index, base.as_ref(), clock, latest);
-    }
-
-    /// A denial without a time is no earlier than anything that is recorded of the person: the next question or append.
-    fn reads_others(&mut self, index: usize) {
-        let Some((mut others, base, clock)) = self.recorders[index].others.take() else { return };
-        match others.step() {
-            linked_ids::Step::Read(keys) => {
-                let Some(read) = self.read_all(&keys) else { return self.recorder_fails(index) };
-                others.read(&keys, read).unwrap();
-                self.recorders[index].others = Some((others, base, clock));
-                let wait = self.soon();
-                self.recorder_goes_on(index, wait, Step::ReadOthers);
-            }
-            linked_ids::Step::Append(changes) if changes.is_empty() => {
-                self.recorder_plans(index, base.as_ref(), clock, others.latest());
-            }
-            linked_ids::Step::Append(changes) => {
-                self.recorders[index].others = Some((others, base, clock));
-                self.append_all(index, changes, Purpose::Proof);
-            }
-        }
-    }
-
-    /// What was read of the other ids is what is recorded, or it is read again.
-    pub fn is_proven(&mut self, index: usize, changes: &[Change], outcomes: Vec<Appended>) {
-        let keys: Vec<Key> = changes.iter().map(|change| change.key).collect();
-        let Some((mut others, base, clock)) = self.recorders[index].others.take() else { return };
-        match others.appended(&keys, outcomes) {
-            Ok(true) => self.recorder_plans(index, base.as_ref(), clock, others.latest()),
-            Ok(false) => {
-                self.recorders[index].others = Some((others, base, clock));
-                let wait = self.soon();
-                self.recorder_goes_on(index, wait, Step::ReadOthers);
-            }
-            Err(_) => self.recorder_fails(index),
-        }
-    }
-
-    fn recorder_plans(
-        &mut self,
-        index: usize,
-        base: Option<&Stored>,
-        clock: Timestamp,
-        latest: Option<Timestamp>,
-    ) {
-        let recorder = &mut self.recorders[index];
-        let Some(wish) = recorder.wish.clone() else { return };
-        if recorder.effects.is_empty() && recorder.link_time.is_none() {
-            let said =
-                recorder.ago.map(|ago| Timestamp::saturating_from_millis(clock.as_millis() - ago));
-            let denied = said.unwrap_or_else(|| latest.map_or(clock, |at| at.max(clock)));
-            let time = said.unwrap_or(clock);
-            match wish {
-                Wish::Said(effect) => recorder.effects = vec![as_of(effect, time)],
-                Wish::Denied(effect) => recorder.effects = vec![as_of(effect, denied)],
-                // No id takes links from before it was erased.
-                Wish::Link(_) => {
-                    let next = latest.map(|latest| latest.plus(Duration::from_millis(1)));
-                    recorder.link_time = Some(next.map_or(clock, |next| next.max(clock)));
-                }
-                Wish::Erase | Wish::Again => {}
-                Wish::Category(category, lifts) => {
-                    let lift = Some(if lifts { time } else { Timestamp::MIN });
-                    let reference = String::new();
-                    let what = What::TemplateCategory { category, lift, reference };
-                    recorder.effects = what.effects(denied);
-                }
-            }
-        }
-        // What was said before the pair was erased leaves no trace; nor does a repeat.
-        let time = recorder.effects.first().map(time_of).or(recorder.link_time);
-        let is_said_before = recorder.is_known || recorder.is_replay || recorder.ago.is_some();
-        recorder.leaves_no_trace =
-            is_said_before && base.is_some_and(|base| erased_before(&base.said, time));
-        let Some(change) = self.planned(index, base, clock) else {
-            return self.recorder_starts(index);
-        };
-        let wait = self.soon();
-        self.recorder_goes_on(index, wait, Step::Append(Box::new(change)));
-    }
-
-    /// The change of the user's own pair.
-    fn planned(&mut self, index: usize, base: Option<&Stored>, clock: Timestamp) -> Option<Change> {
-        let recorder = &mut self.recorders[index];
-        let number = recorder.user;
-        let mut state = base.map(|base| base.said.state.clone()).unwrap_or_default();
-        let mut history = Vec::new();
-        let entry = |time, what| HistoryEntry {
-            user_id: user(number).to_owned(),
-            business_id: business_of(number).to_owned(),
-            time,
-            record_time: clock,
-            what,
-        };
-        for effect in recorder.effects.iter().filter(|_| !recorder.leaves_no_trace) {
-            let effect = counted(&state, effect);
-            state.apply(&effect).ok()?;
-            if is_denial(&effect) {
-                let denial = denial(&effect);
-                history.push(entry(denial.time, denial.what));
-            }
-        }
-        state.forget_clamped();
-        let mut links = base.map(|base| base.said.links.clone()).unwrap_or_default();
-        if let (Some(Wish::Link(other)), Some(time)) = (&recorder.wish, recorder.link_time)
-            && !recorder.leaves_no_trace
-            && !links.iter().any(|link| link.user_id == user(*other))
-        {
-            links.push(Link { user_id: user(*other).to_owned(), time, moved: false });
-            let other_user_id = user(*other).to_owned();
-            history.push(entry(time, What::Link { other_user_id, moved: false }));
-        }
-        recorder.is_linked = !links.is_empty();
-        let known = base.map(|base| (&base.said.state, &base.said.links));
-        let is_same = known == Some((&state, &links));
-        let erased = base.and_then(|base| base.said.erased);
-        let record = Said::new(state, true).linked(links).erased_at(erased).record().unwrap();
-        let (user_id, business_id) = (user(number).to_owned(), business_of(number).to_owned());
-        let update = Update { user_id, business_id, record, history, record_time: clock };
-        let key = self.partitions[0].primary.key_of(number);
-        Some(Change { key, base: version(base), update: (!is_same).then_some(update) })
-    }
-
     /// The recorder's own change is durable: what it says goes to the person's other ids.
     pub fn propagate(&mut self, index: usize) {
         let secret = secret(self.partitions[0].primary.secret);
@@ -492,10 +312,6 @@ impl World {
         recorder.round = Some(PropagationRound::new(&secret, business, name, links, denials));
         let wait = self.soon();
         self.recorder_goes_on(index, wait, Step::Round);
-    }
-
-    fn is_followed_at(&self, number: usize) -> bool {
-        self.partitions[self.place[number]].is_followed
     }
 
     fn goes_round(&mut self, index: usize) {
@@ -517,7 +333,7 @@ impl World {
         }
     }
 
-    fn read_all(&mut self, keys: &[Key]) -> Option<Read> {
+    pub fn read_all(&mut self, keys: &[Key]) -> Option<Read> {
         let (mut latest, mut pairs) = (Timestamp::MIN, Vec::new());
         for key in keys {
             let number = self.partitions[0].primary.number_of(*key)?;
@@ -545,115 +361,5 @@ impl World {
         let revision = last_revision(outcomes, &here).unwrap_or_default();
         recorder.revision = recorder.revision.max(revision);
         self.recorder_goes_on(index, wait, Step::Acknowledge);
-    }
-
-    /// The own followers do not have all of it yet: they are asked to read the log.
-    fn follows_on(&mut self, index: usize, step: Step) {
-        let recorder = &self.recorders[index];
-        let awaited = recorder.sent.awaited(&recorder.followed).into_iter();
-        let missing: Vec<u32> =
-            awaited.filter(|it| !it.has_arrived()).map(|it| it.partition).collect();
-        for partition in missing {
-            let at = usize::try_from(partition).unwrap();
-            let life = self.partitions[at].life;
-            self.after(0, Happening::Brought(at, life, Brought::Wanted));
-        }
-        self.recorder_goes_on(index, 50 * MILLI, step);
-    }
-
-    /// The caller is answered, once the own followers have all that was appended.
-    fn acknowledges(&mut self, index: usize) -> Result<(), Violation> {
-        self.is_acknowledged(index)?;
-        self.is_answered(index);
-        Ok(())
-    }
-
-    pub fn is_answered(&mut self, index: usize) {
-        self.end_call(index, true);
-        if gives_back(index) {
-            self.settles(index);
-        }
-        self.recorder_starts(index);
-    }
-
-    fn is_acknowledged(&mut self, index: usize) -> Result<(), Violation> {
-        let recorder = &mut self.recorders[index];
-        let (effects, person) =
-            (std::mem::take(&mut recorder.effects), std::mem::take(&mut recorder.person));
-        let (number, began, taken) = (recorder.user, recorder.began, recorder.taken);
-        let (revision, ago, wish) = (recorder.revision, recorder.ago, recorder.wish.clone());
-        let link_time = recorder.link_time;
-        if recorder.leaves_no_trace {
-            return Ok(());
-        }
-        let is_whole = taken == (self.taken, self.erasures);
-        let is_own = process_of(index) == Some(OWN) && self.is_followed_at(number);
-        let place = self.place;
-        let stored: Vec<Option<Stored>> =
-            (0..USERS).map(|it| self.partitions[place[it]].primary.stored[it].clone()).collect();
-        let has = |id: usize, effect: &Effect| {
-            let state = stored[id].as_ref().map(|stored| stored.said.state.clone());
-            state.unwrap_or_default().apply(effect) == Ok(false)
-        };
-        for effect in effects.into_iter().filter(is_denial) {
-            for id in self.acks.person(number) {
-                if is_whole && (id == number || person.contains(&id)) && !has(id, &effect) {
-                    let why = format!("{effect:?} of {number} is acknowledged, and {id} lacks it");
-                    return Err(Violation::new(3, why));
-                }
-                // An id that was linked meanwhile has a copy of what still denied by then.
-                let told = person.contains(&id) || self.acks.stands(number, &effect, began);
-                if told && (is_whole || has(id, &effect)) {
-                    self.acknowledge(id, effect.clone(), began, is_own);
-                    let is_untimed = ago.is_none() && matches!(wish, Some(Wish::Denied(_)));
-                    if is_untimed && is_whole && person.contains(&id) {
-                        self.acknowledge_strong(id, effect.clone(), began, is_own);
-                    }
-                }
-            }
-            if is_whole && number != OF_TEMPLATE {
-                self.tell(number, effect, began, revision)?;
-            }
-        }
-        let Some(Wish::Link(other)) = wish else { return Ok(()) };
-        let names = |one: usize, other: usize| {
-            stored[one].as_ref().is_some_and(|stored| stored.said.names(other))
-        };
-        let both = names(number, other) && names(other, number);
-        let is_erased = |number: usize| {
-            stored[number].as_ref().is_some_and(|stored| erased_before(&stored.said, link_time))
-        };
-        if !both && (is_erased(number) || is_erased(other)) {
-            return Ok(());
-        }
-        if !both {
-            let why = format!("users {number} and {other} are linked, and do not know it");
-            return if is_whole { Err(Violation::new(3, why)) } else { Ok(()) };
-        }
-        self.acks.linked.insert((number, other));
-        let person = self.acks.person(number);
-        let denied: Vec<(Effect, u64)> = person.iter().flat_map(|id| self.acks.of(*id)).collect();
-        for id in person {
-            for (effect, began) in &denied {
-                if is_whole || has(id, effect) {
-                    self.acknowledge(id, effect.clone(), *began, is_own);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The same, at that time.
-fn as_of(effect: Effect, at: Timestamp) -> Effect {
-    match effect {
-        Effect::Choice(scope, word) if word.is_opt_out() => {
-            Effect::Choice(scope, Choice::opt_out(at))
-        }
-        Effect::Choice(scope, _) => Effect::Choice(scope, Choice::opt_in(at, None)),
-        Effect::Inbound(_) => Effect::Inbound(at),
-        Effect::Platform { stopped, number, .. } => Effect::Platform { time: at, stopped, number },
-        Effect::Suppression { suppressed, .. } => Effect::Suppression { time: at, suppressed },
-        other => panic!("{other:?} at {:?}", time_of(&other)),
     }
 }
