@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use consentd_os::backoff::{Backoff, Jitter};
 use consentd_os::clock;
 use futures_util::StreamExt as _;
@@ -86,6 +86,7 @@ impl Session {
         let channel = client.connect().await?;
         let opened = Streams::open(channel, token.as_ref(), STREAM_CAPACITY).await;
         let (streams, ledger) = opened.map_err(|status| client.explain(&status))?;
+        ensure!(!ledger.id.is_empty(), UNNAMED);
         Ok(Self { client: client.clone(), token, retry_for, streams, ledger })
     }
 
@@ -169,6 +170,7 @@ impl Session {
     async fn try_reconnect(&mut self) -> Result<(), Reconnect> {
         let channel = self.client.connect().await.map_err(Reconnect::Transient)?;
         match Streams::open(channel, self.token.as_ref(), STREAM_CAPACITY).await {
+            Ok((_, ledger)) if ledger.id.is_empty() => Err(Reconnect::Transient(anyhow!(UNNAMED))),
             Ok((_, ledger)) if ledger.id != self.ledger.id => {
                 Err(Reconnect::Final(anyhow!("another ledger is served there now")))
             }
@@ -183,6 +185,10 @@ impl Session {
         }
     }
 }
+
+/// Why a sidecar does not say which ledger it serves: the first partition does, whose shard may be lost for a while.
+const UNNAMED: &str = "the sidecar cannot read the ledger's first partition, which says which ledger it is: an \
+                       import could not tell where to go on; try again later";
 
 /// Why an attempt to reconnect failed.
 enum Reconnect {
