@@ -7,9 +7,9 @@ use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{Keyspace, encode_item, history_field, version_bytes};
 use super::super::scripts::{self, Answer, ask};
 use super::create::{
-    CreateError, MAX_KEYS, NewIdentity, Place, Shape, Survey, complete, ensure_no_other, hashes,
-    places,
+    CreateError, MAX_KEYS, NewIdentity, Place, Shape, Survey, complete, hashes, places,
 };
+use super::other_layouts::ensure_no_other;
 use crate::portable_pair::{PortableEntry, PortablePair, statement_digests};
 use crate::stored_secret::StoredSecret;
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};

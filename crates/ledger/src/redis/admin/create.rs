@@ -6,7 +6,6 @@
 //! provided that nothing was recorded in them. Once the first one exists, the others are marked as complete: where one
 //! of those is found without it, the first one was lost, and a run that goes on would make lost partitions anew, empty.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -19,6 +18,7 @@ use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD};
 use super::super::scripts::{self, Answer, ask, ask_all};
 use super::super::{Target, scripts::Script};
+use super::other_layouts::ensure_no_other;
 use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead};
 use consentd_core::partition::Layout;
@@ -130,7 +130,7 @@ pub(super) struct Place {
 const PLACES_AT_ONCE: usize = 64;
 
 /// How many nodes are asked for keys at once.
-const NODES_AT_ONCE: usize = 8;
+pub(super) const NODES_AT_ONCE: usize = 8;
 
 /// The partitions of a ledger that is to be made at this target, the first one last.
 pub(super) fn places(target: Target, layout: Layout) -> Vec<Place> {
@@ -145,92 +145,6 @@ pub(super) async fn connected(places: &[&Place]) -> Result<Vec<Connection>, Ledg
         connecting.push(place.connections.connection());
     }
     futures_util::stream::iter(connecting).buffered(PLACES_AT_ONCE).try_collect().await
-}
-
-/// Refuses to make a ledger where a partition of one with another layout is left: a second ledger would hide what was
-/// recorded there, while sidecars go on with the first.
-///
-/// # Errors
-///
-/// [`CreateError::OtherLayout`], with one of the partitions.
-pub(super) async fn ensure_no_other(target: Target, layout: Layout) -> Result<(), CreateError> {
-    let servers = Servers::new(target);
-    let at = |primary| ConnectionManager::to(primary, Purpose::Reading, Timeouts::default());
-    let mut others = Vec::new();
-    for (partitions, keyspace) in Keyspace::of_other_layouts(layout) {
-        let primary = PrimaryLocator::new(Arc::clone(&servers), keyspace.slot());
-        others.push(Other { partitions, keyspace, primary });
-    }
-    let Some(first) = others.first() else { return Ok(()) };
-    // It is asked who has all of these slots.
-    at(first.primary.clone()).connection().await.map_err(CreateError::Redis)?;
-    let mut by_node: HashMap<String, (ConnectionManager, Vec<&Other>)> = HashMap::new();
-    for other in &others {
-        let address = match other.primary.known() {
-            Some(primary) => primary.address.to_string(),
-            // Most likely nobody has it, which is the error.
-            None => {
-                let connection = at(other.primary.clone()).connection().await;
-                connection.map_err(CreateError::Redis)?.address()
-            }
-        };
-        let node = by_node.entry(address);
-        node.or_insert_with(|| (at(other.primary.clone()), Vec::new())).1.push(other);
-    }
-    let mut looks = Vec::new();
-    for (connections, node) in by_node.values() {
-        for some in node.chunks(MAX_KEYS) {
-            looks.push(find_other(connections, some));
-        }
-    }
-    let mut looks = futures_util::stream::iter(looks).buffer_unordered(NODES_AT_ONCE);
-    while let Some(found) = looks.next().await {
-        if let Some((partition, partitions)) = found? {
-            return Err(CreateError::OtherLayout { partition, partitions });
-        }
-    }
-    Ok(())
-}
-
-/// A partition that a ledger of another layout may have.
-struct Other {
-    /// The number of partitions of that ledger.
-    partitions: u32,
-    keyspace: Keyspace,
-    primary: PrimaryLocator,
-}
-
-/// The first of these partitions, all at one server, that exists: its number, and its ledger's number of partitions.
-async fn find_other(
-    connections: &ConnectionManager,
-    others: &[&Other],
-) -> Result<Option<(u32, u32)>, CreateError> {
-    let mut asked = Vec::with_capacity(others.len());
-    for other in others {
-        let mut command = redis::cmd("EXISTS");
-        command.arg(&other.keyspace.meta);
-        asked.push(command);
-    }
-    let answers = ask_all(connections, asked).await?;
-    for (other, answer) in others.iter().zip(answers) {
-        match answer {
-            Value::Int(0) => {}
-            Value::Int(_) => {
-                // Ledgers of several layouts may have the same tag.
-                let mut command = redis::cmd("HGET");
-                command.arg(&other.keyspace.meta).arg("partitions");
-                let stated = match ask(connections, &command).await {
-                    Ok(Value::BulkString(bytes)) => String::from_utf8(bytes).ok(),
-                    _ => None,
-                };
-                let stated = stated.and_then(|text| text.parse().ok());
-                return Ok(Some((other.keyspace.partition, stated.unwrap_or(other.partitions))));
-            }
-            Value::ServerError(error) => return Err(RedisFailure::of_server(&error).into()),
-            _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply).into()),
-        }
-    }
-    Ok(None)
 }
 
 /// Marks the partitions of a new ledger as those of a complete one, once the first one is made. A partition that is not
