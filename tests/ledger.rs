@@ -17,6 +17,8 @@ mod erase;
 mod file;
 #[path = "ledger/linked.rs"]
 mod linked;
+#[path = "ledger/lost_partitions.rs"]
+mod lost_partitions;
 #[path = "ledger/redis.rs"]
 mod on_redis;
 #[path = "ledger/pages.rs"]

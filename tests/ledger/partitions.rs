@@ -12,12 +12,12 @@ use super::server::Server;
 use super::*;
 
 /// How many partitions most of these ledgers have, each business in two of them.
-fn eight() -> Shape {
+pub(super) fn eight() -> Shape {
     Shape { layout: Layout::new(8, 2).unwrap(), buckets: 4 }
 }
 
 /// A Redis, and a Cluster of one node, without a ledger.
-fn servers(folder: &TempDir) -> [Server; 2] {
+pub(super) fn servers(folder: &TempDir) -> [Server; 2] {
     let place = |name: &str| {
         let place = folder.path().join(name);
         std::fs::create_dir(&place).unwrap();
@@ -27,7 +27,7 @@ fn servers(folder: &TempDir) -> [Server; 2] {
 }
 
 /// The keys of some people at some businesses, as ledgers derive them.
-async fn keys(ledger: &Ledger, businesses: u32, people: u32) -> Vec<Key> {
+pub(super) async fn keys(ledger: &Ledger, businesses: u32, people: u32) -> Vec<Key> {
     let secret: KeySecret = ledger.identity().await.unwrap().secret.clone();
     let all =
         (0..businesses).flat_map(|business| (0..people).map(move |person| (business, person)));
@@ -39,7 +39,7 @@ async fn keys(ledger: &Ledger, businesses: u32, people: u32) -> Vec<Key> {
 }
 
 /// Appends an opt-out to each of these pairs, in one call.
-async fn append_all(ledger: &Ledger, keys: &[Key]) {
+pub(super) async fn append_all(ledger: &Ledger, keys: &[Key]) {
     let read = ledger.read(keys.to_vec()).await.unwrap();
     let changes = keys.iter().zip(&read.pairs);
     let changes =
@@ -117,6 +117,13 @@ async fn creating_goes_on_where_it_was_cut_and_never_over_what_was_recorded() {
         let mut client = server.client().await;
         let wipe = |meta: &'static str| redis::cmd("DEL").arg(meta).take();
         let () = wipe("{consent:0}:meta").query_async(&mut client).await.unwrap();
+        let mut metas = redis::cmd("KEYS");
+        let metas = metas.arg("{consent:*:meta").query_async::<Vec<String>>(&mut client).await;
+        for meta in metas.unwrap() {
+            let mut unmark = redis::cmd("HDEL");
+            let marks = unmark.arg(meta).arg("complete").query_async::<i64>(&mut client).await;
+            assert_eq!(marks.unwrap(), 1, "it was marked as complete");
+        }
         let left = plan(server.target(), eight()).await.unwrap();
         assert_eq!(left, Plan { keys, present: keys - 1 });
         // Another layout is not what the run began.
@@ -139,7 +146,7 @@ async fn creating_goes_on_where_it_was_cut_and_never_over_what_was_recorded() {
         open.close().await;
         let () = wipe("{consent:0}:meta").query_async(&mut client).await.unwrap();
         let over = create(server.target(), eight()).await;
-        assert!(matches!(over, Err(CreateError::Exists)), "{over:?}");
+        assert!(matches!(over, Err(CreateError::LostFirst { .. })), "{over:?}");
     }
 }
 
@@ -256,7 +263,7 @@ async fn lost_partition_is_named_and_the_others_go_on() {
 }
 
 /// Which of these keys are in a partition, and which are elsewhere.
-async fn split(ledger: &Ledger, keys: &[Key], partition: u32) -> (Vec<Key>, Vec<Key>) {
+pub(super) async fn split(ledger: &Ledger, keys: &[Key], partition: u32) -> (Vec<Key>, Vec<Key>) {
     let layout = ledger.layout().await.unwrap();
     keys.iter().partition(|key| layout.partition_of(**key) == partition)
 }
@@ -314,7 +321,8 @@ async fn partition_that_is_restored_from_another_ledger_takes_nothing_under_keys
         append_all(ledger, &elsewhere).await;
         let refused = vec![change(there[0], &nothing(), [opt_out("")])];
         let error = ledger.append(refused).await.unwrap_err();
-        assert_eq!(RedisRejection::of(&error), Some(&RedisRejection::Replaced));
+        let expected = RedisRejection::ForeignPartition { partition: 3 };
+        assert_eq!(RedisRejection::of(&error), Some(&expected));
         open.close().await;
     }
 }

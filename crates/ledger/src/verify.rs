@@ -87,6 +87,14 @@ pub enum Damage {
     /// A record is missing.
     #[error("its record is missing, though its log entry or its history exists")]
     Lost,
+    /// A whole partition cannot be read.
+    #[error("partition {number} cannot be read: {why}")]
+    Partition {
+        /// Its number.
+        number: u32,
+        /// The cause.
+        why: String,
+    },
     /// The history does not match the chain in the record.
     #[error("its history is incomplete or was changed: its chain does not match the record")]
     History,
@@ -119,6 +127,7 @@ impl Damage {
             Self::Ahead(_) => "ahead",
             Self::NotAsLogged => "not_as_logged",
             Self::Lost => "lost",
+            Self::Partition { .. } => "partition",
             Self::History => "history",
             Self::Statement => "statement",
         }

@@ -20,7 +20,9 @@ use super::ledger_target::{check_servers, name_variable};
 use super::progress_bar::ProgressBar;
 use crate::config::{LedgerAddress, LedgerArgs};
 use consentd_core::partition::Layout;
-use consentd_ledger::{Embedded, Ledger, Options, Page, Progress, Redis, Retention};
+use consentd_ledger::{
+    Embedded, Ledger, Options, Page, Progress, Redis, Retention, Topology, inspect_servers,
+};
 use indicatif::HumanCount;
 
 /// The cache of a ledger's file, in bytes.
@@ -98,7 +100,22 @@ pub(super) async fn with_ledger<T>(
     with_unchecked_ledger(address, work).await
 }
 
-/// The same without a look at the server of the first partition, whose shard may be lost.
+/// The same for a command that goes on without the first partition of a Cluster, whose shard may be lost.
+async fn with_what_is_left<T>(
+    address: &LedgerAddress,
+    work: impl AsyncFnOnce(&Ledger) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    if let LedgerAddress::Redis(target) = address {
+        let is_lost = target.topology() == Topology::Cluster
+            && inspect_servers((**target).clone(), Layout::SINGLE).await.is_err();
+        if !is_lost {
+            check_servers(target, Layout::SINGLE, address).await?;
+        }
+    }
+    with_unchecked_ledger(address, work).await
+}
+
+/// The same without a look at the server of the first partition.
 async fn with_unchecked_ledger<T>(
     address: &LedgerAddress,
     work: impl AsyncFnOnce(&Ledger) -> anyhow::Result<T>,

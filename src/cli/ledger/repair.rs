@@ -4,7 +4,7 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{TargetArgs, bucket_progress, only_redis, show_progress, verify, with_ledger};
+use super::{TargetArgs, bucket_progress, only_redis, show_progress, verify, with_what_is_left};
 use crate::cli::{Verdict, output};
 use consentd_ledger::{Ledger, RepairMode, Repaired};
 
@@ -67,7 +67,7 @@ pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
 async fn run(args: ScrubArgs, mode: RepairMode, instead: &str) -> anyhow::Result<Verdict> {
     let ScrubArgs { dry_run, lines, target } = args;
     let mut bar = bucket_progress();
-    let repaired = with_ledger(&target.address()?, async |ledger: &Ledger| {
+    let repaired = with_what_is_left(&target.address()?, async |ledger: &Ledger| {
         let redis = only_redis(ledger, instead)?;
         let tell = &mut |progress| show_progress(&mut bar, progress);
         // Boxed, because the future is large and would be copied with this one.

@@ -248,7 +248,13 @@ impl StatusReport {
             let (count, spread) = (ledger.layout.partitions(), ledger.layout.spread());
             line("partitions", &format!("{count}; each business is in {spread}"))?;
             let changes = self.sum(|page, _| page.end.revision);
-            line("revision", &format!("{}, of all partitions together", HumanCount(changes)))?;
+            line(
+                "revision",
+                &format!(
+                    "{}, the sum of the partitions' own; in a copy, each of those goes on from the source's",
+                    HumanCount(changes)
+                ),
+            )?;
         }
         let age = |(page, status): &(Page, Status)| Some(page.clock.since(status.oldest?));
         let age = self.readable().filter_map(age).max();

@@ -4,7 +4,7 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde_json::json;
 
-use super::{TargetArgs, bucket_progress, show_progress, with_ledger};
+use super::{TargetArgs, bucket_progress, show_progress, with_what_is_left};
 use crate::cli::{Verdict, output};
 use consentd_ledger::{Depth, Finding, Ledger, Report};
 
@@ -35,7 +35,7 @@ pub(super) async fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
     let VerifyArgs { quick, lines, dry_run: _, target } = args;
     let depth = if quick { Depth::Records } else { Depth::Histories };
     let mut bar = bucket_progress();
-    let report = with_ledger(&target.address()?, async |ledger: &Ledger| {
+    let report = with_what_is_left(&target.address()?, async |ledger: &Ledger| {
         Ok(ledger.verify(depth, &mut |progress| show_progress(&mut bar, progress)).await?)
     })
     .await;

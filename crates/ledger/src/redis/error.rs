@@ -92,6 +92,16 @@ pub enum RedisRejection {
         /// The missing or incomplete key.
         key: Box<str>,
     },
+    /// This partition is of another ledger than the others.
+    #[error(
+        "partition {partition} belongs to another ledger than the first partition, or than most of them: a shard was \
+         restored from the backup of another ledger (restore that of this one), or the ledger is just being replaced \
+         as a whole; until they agree, nothing there is used"
+    )]
+    ForeignPartition {
+        /// Its number.
+        partition: u32,
+    },
     /// The ledger's epoch is not the known one: it was replaced by another ledger.
     #[error("another ledger is in this Redis than a moment ago")]
     Replaced,
@@ -105,6 +115,28 @@ pub enum RedisRejection {
         known: u32,
         /// The number of them now.
         found: u32,
+    },
+    /// The ledger's businesses are spread otherwise than they were when this process first read it.
+    #[error(
+        "each business of the ledger is in {found} of its partitions, and was in {known} when this process began to \
+         use it: it was replaced by another ledger; restart this process"
+    )]
+    OtherSpread {
+        /// The known number of partitions of a business.
+        known: u32,
+        /// The number of them now.
+        found: u32,
+    },
+    /// In the place of a partition is another one.
+    #[error(
+        "in the place of partition {partition} of the ledger is what says that it is partition {found}: its meta key \
+         was copied or changed; restore a backup of it"
+    )]
+    OtherPartition {
+        /// The number of the place.
+        partition: u32,
+        /// The number that is stated there.
+        found: u64,
     },
     /// The ledger's keys were made by an older reading of user ids.
     #[error(
@@ -222,7 +254,9 @@ impl RedisRejection {
             Self::MissingPartition { .. } => "missing_partition",
             Self::LostKey { .. } => "lost_key",
             Self::Replaced => "replaced",
-            Self::OtherLayout { .. } => "other_layout",
+            Self::ForeignPartition { .. } => "foreign_partition",
+            Self::OtherLayout { .. } | Self::OtherSpread { .. } => "other_layout",
+            Self::OtherPartition { .. } => "other_partition",
             Self::OlderKeys { .. } => "older_keys",
             Self::NewerKeys { .. } => "newer_keys",
             Self::UntaggedKeys { .. } => "untagged_keys",

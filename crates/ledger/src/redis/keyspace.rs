@@ -1,12 +1,16 @@
 //! The keys of a ledger in Redis, and the binary formats of their values.
 
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::LazyLock;
+
 use sha1::{Digest as _, Sha1};
 
 use crate::history::HistoryItem;
 use crate::{LogEntry, LogHead, StoredRecord, UndecodedEntry, UnreadableRecord, Version, codec};
 use consentd_core::businesses::Businesses;
 use consentd_core::id::Key;
-use consentd_core::partition::Layout;
+use consentd_core::partition::{Layout, MAX_PARTITIONS};
 use consentd_core::record::Revision;
 
 /// The version of the keyspace: which keys exist, and what they contain. Records and log entries have
@@ -28,10 +32,11 @@ const FIRST_TAG: &str = "consent:0";
 /// The number of slots of a Redis Cluster.
 const SLOTS: u16 = 16_384;
 
+/// The checksum that Redis Cluster divides keys by.
+static CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
+
 /// The slot of a key with this hash tag in a Redis Cluster.
 fn slot_of(tag: &str) -> u16 {
-    /// The checksum that Redis Cluster divides keys by.
-    const CRC: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
     CRC.checksum(tag.as_bytes()) % SLOTS
 }
 
@@ -48,11 +53,41 @@ fn tag_of(partition: u32, layout: Layout) -> String {
     let width = u32::from(SLOTS) / layout.partitions();
     let part = (u32::from(slot_of(FIRST_TAG)) / width + partition) % layout.partitions();
     let middle = part * width + width / 4..part * width + width.div_ceil(4) * 3;
-    let tags = (0_u32..).map(|attempt| format!("consent:{partition}.{attempt}"));
-    let mut tags = tags.filter(|tag| middle.contains(&u32::from(slot_of(tag))));
+    let prefix = format!("consent:{partition}.");
     // A slot is found sooner or later: the tags' slots are as good as random.
-    tags.next().unwrap_or_default()
+    let attempt = attempt_in(&prefix, &middle).unwrap_or_default();
+    format!("{prefix}{attempt}")
 }
+
+/// The first number that makes a tag with this beginning whose slot is one of these.
+///
+/// With 1,024 partitions, a tag takes some 2,000 attempts. The checksum is linear: that of the beginning, followed by
+/// as many zeros as the number has digits, and that of the digits alone give the whole one.
+fn attempt_in(prefix: &str, slots: &Range<u32>) -> Option<usize> {
+    let mut beginning = CRC.digest();
+    beginning.update(prefix.as_bytes());
+    let (mut from, mut until) = (0, 10);
+    while from < ATTEMPTS {
+        beginning.update(&[0]);
+        let start = beginning.clone().finalize();
+        let is_there = |digits: &u16| slots.contains(&u32::from((start ^ digits) % SLOTS));
+        let digits = NUMBERS.get(from..until.min(ATTEMPTS))?;
+        if let Some(place) = digits.iter().position(is_there) {
+            return from.checked_add(place);
+        }
+        (from, until) = (until, until.saturating_mul(10));
+    }
+    // No tag of any layout takes so many.
+    (ATTEMPTS..).find(|attempt| slots.contains(&u32::from(slot_of(&format!("{prefix}{attempt}")))))
+}
+
+/// How many numbers' checksums are kept.
+const ATTEMPTS: usize = 1 << 15;
+
+/// The checksums of the digits of the first numbers.
+static NUMBERS: LazyLock<Vec<u16>> = LazyLock::new(|| {
+    (0..ATTEMPTS).map(|number| CRC.checksum(number.to_string().as_bytes())).collect()
+});
 
 /// The keys of a partition.
 pub(super) struct Keyspace {
@@ -96,6 +131,18 @@ impl Keyspace {
             tag,
             slot,
         }
+    }
+
+    /// The partitions with other keys than those of this layout that a ledger of any layout may have, each with
+    /// that ledger's number of partitions. Tags follow from these two numbers.
+    pub(super) fn of_other_layouts(layout: Layout) -> impl Iterator<Item = (u32, Self)> {
+        let own: HashSet<String> =
+            layout.all().map(|number| Self::of(number, layout).meta).collect();
+        let powers = 0..=MAX_PARTITIONS.ilog2();
+        let layouts = powers.filter_map(|power| Layout::new(1 << power, 1).ok());
+        let all = layouts
+            .flat_map(|one| one.all().map(move |number| (one.partitions(), Self::of(number, one))));
+        all.filter(move |(_, keyspace)| !own.contains(&keyspace.meta))
     }
 
     /// The slot of all keys in a Redis Cluster, by the hash tag.
@@ -248,7 +295,7 @@ mod tests {
 
     #[test]
     fn partitions_are_even_over_the_slots_and_stay_where_they_are() {
-        for partitions in [1_u32, 2, 4, 8, 64, 512] {
+        for partitions in [1_u32, 2, 4, 8, 64, 512, 1_024] {
             let layout = Layout::new(partitions, 1).unwrap();
             let keyspaces: Vec<_> = layout.all().map(|one| Keyspace::of(one, layout)).collect();
             let width = u32::from(SLOTS) / partitions;
@@ -269,6 +316,37 @@ mod tests {
         let layout = Layout::new(64, 4).unwrap();
         let tags = [1, 17, 63].map(|one| Keyspace::of(one, layout).tag);
         assert_eq!(tags, ["{consent:1.167}", "{consent:17.0}", "{consent:63.18}"]);
+    }
+
+    #[test]
+    fn tags_are_the_first_whose_slots_are_in_their_parts() {
+        for partitions in [2_u32, 64, 1_024] {
+            let layout = Layout::new(partitions, 1).unwrap();
+            let width = u32::from(SLOTS) / partitions;
+            for partition in [1, partitions / 2, partitions - 1] {
+                let tag = tag_of(partition, layout);
+                let (prefix, attempt) = tag.split_once('.').unwrap();
+                let part = u32::from(slot_of(&tag)) / width;
+                let is_there = |attempt: &u32| {
+                    let at = u32::from(slot_of(&format!("{prefix}.{attempt}")));
+                    let middle = part * width + width / 4..part * width + width.div_ceil(4) * 3;
+                    middle.contains(&at)
+                };
+                assert_eq!((0..).find(is_there), attempt.parse().ok(), "{tag}");
+            }
+        }
+    }
+
+    #[test]
+    fn partitions_of_other_layouts_are_all_but_those_with_the_same_keys() {
+        let layout = Layout::new(8, 2).unwrap();
+        let others: Vec<_> = Keyspace::of_other_layouts(layout).collect();
+        assert!((2_000..2_047 - 7).contains(&others.len()), "{}", others.len());
+        let own: Vec<_> = layout.all().map(|one| Keyspace::of(one, layout).meta).collect();
+        assert!(others.iter().all(|(_, one)| !own.contains(&one.meta)));
+        assert!(
+            others.iter().any(|(partitions, one)| (*partitions, one.partition) == (1_024, 1_023))
+        );
     }
 
     proptest! {

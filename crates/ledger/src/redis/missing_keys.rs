@@ -51,8 +51,14 @@ impl Shared {
     /// Converts a failure, and remembers the missing key if that is its cause.
     pub(super) fn convert_failure(&self, failure: RedisFailure) -> LedgerError {
         match failure {
-            RedisFailure::Rejected(RedisRejection::Missing) if self.keyspace.partition > 0 => {
-                RedisRejection::MissingPartition { partition: self.keyspace.partition }.into()
+            RedisFailure::Rejected(RedisRejection::Missing) => {
+                let partition = self.keyspace.partition;
+                self.common.origins.forget(partition);
+                // The first one is known to have others: a ledger is not to be made there.
+                match self.common.partitions() {
+                    1 => RedisRejection::Missing.into(),
+                    _ => RedisRejection::MissingPartition { partition }.into(),
+                }
             }
             RedisFailure::Rejected(RedisRejection::LostKey { key }) => {
                 self.note_missing_key(&key);

@@ -18,6 +18,7 @@ mod fsync_check;
 mod history;
 mod keyspace;
 mod missing_keys;
+mod origin;
 mod partitions;
 mod pipeline;
 mod read;
@@ -51,6 +52,7 @@ pub use self::error::RedisRejection;
 use self::keyspace::Keyspace;
 pub(crate) use self::keyspace::holds_statements;
 use self::missing_keys::MissingKeys;
+use self::origin::Origins;
 pub use self::partitions::{BackgroundTask, PartitionStatus, Redis};
 use self::server_check::CheckedServer;
 pub use self::server_info::{
@@ -207,6 +209,8 @@ struct Common {
     describe: String,
     /// How the ledger is divided, once that is known.
     layout: OnceLock<Layout>,
+    /// Which ledger each partition was found to belong to.
+    origins: Arc<Origins>,
     subscriptions: Arc<Subscriptions>,
     /// Bounds the partitions that are loaded at once.
     loads: Arc<tokio::sync::Semaphore>,

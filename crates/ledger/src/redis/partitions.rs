@@ -16,7 +16,7 @@ use super::server_info::Topology;
 use super::{
     Common, Options, RedisPartition, RedisRejection, RepairMode, Repaired, Status, Target,
 };
-use crate::verify::Report;
+use crate::verify::{Damage, Report};
 use crate::{
     AppendReceipt, Appended, Change, Cursor, Depth, Events, History, Identity, LedgerError, Page,
     Progress, Read, Retention,
@@ -83,11 +83,14 @@ impl BackgroundTask {
         let make_all = make_all(self.partitions.clone(), self.common.options);
         let mut make_all = std::pin::pin!(make_all);
         let mut is_made = false;
+        let mut read_first = std::pin::pin!(read_first(self.partitions.clone()));
+        let mut is_read = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = closing.cancelled() => break,
                 () = &mut make_all, if !is_made => is_made = true,
+                () = &mut read_first, if !is_read => is_read = true,
                 Some(task) = self.tasks.recv() => {
                     running.spawn(task.run());
                 }
@@ -120,6 +123,21 @@ async fn make_all(partitions: Weak<Partitions>, options: Options) {
     }
 }
 
+/// Reads the first partition, whose shard cannot be reached while this process starts, as soon as it can be: the others
+/// are compared with it, and a sidecar for some businesses may not follow it.
+async fn read_first(partitions: Weak<Partitions>) {
+    loop {
+        tokio::time::sleep(LAYOUT_RETRY_INTERVAL).await;
+        let Some(ledger) = partitions.upgrade().map(Redis) else { return };
+        let origins = &ledger.0.common.origins;
+        match ledger.known_layout() {
+            None => {}
+            Some(layout) if layout.partitions() == 1 || origins.knows_first() => return,
+            Some(_) => drop(ledger.0.first.ends().await),
+        }
+    }
+}
+
 impl Redis {
     /// A handle on the ledger at `target`, and its background task, without which nothing is appended or
     /// announced. Connects with the first command.
@@ -133,6 +151,7 @@ impl Redis {
             options,
             describe,
             layout: OnceLock::new(),
+            origins: Arc::default(),
             subscriptions: Arc::new(subscriptions),
             loads: Arc::new(tokio::sync::Semaphore::new(MAX_LOADS)),
             closing: CancellationToken::new(),
@@ -196,19 +215,28 @@ impl Redis {
         match self.0.first.identity().await {
             Ok(identity) => Ok(identity.layout),
             Err(error) if error.is_missing() => Err(error),
+            // Without a Cluster, the others are where the first one is.
+            Err(error) if self.0.common.servers.target().topology() != Topology::Cluster => {
+                Err(error)
+            }
             Err(error) => self.layout_of_others().await.ok_or(error),
         }
     }
 
-    /// The layout as other partitions of a Cluster than the first state it, for a process that starts while the first
-    /// one's shard is lost. The tags of the others follow from their number, which is not known: so three partitions
+    /// The layout for an operator's command, which goes on without the first partition also if that one is missing.
+    async fn layout_for_operator(&self) -> Result<Layout, LedgerError> {
+        match self.layout().await {
+            Err(error) if error.is_missing() => self.layout_of_others().await.ok_or(error),
+            layout => layout,
+        }
+    }
+
+    /// The layout as other partitions than the first state it, for a process that starts while the first one's shard
+    /// is lost. The tags of the others follow from their number, which is not known: so three partitions
     /// in other quarters of the slots than the first are looked for, for each number that there may be. What is
     /// left of another ledger is no evidence: all that are found must agree.
     async fn layout_of_others(&self) -> Option<Layout> {
         let common = &self.0.common;
-        if common.servers.target().topology() != Topology::Cluster {
-            return None;
-        }
         let layouts =
             (1..=MAX_PARTITIONS.ilog2()).filter_map(|power| Layout::new(1 << power, 1).ok());
         let places = layouts.flat_map(|layout| {
@@ -218,7 +246,8 @@ impl Redis {
         });
         let stated = places.map(|(number, layout)| {
             // It must not make known what it is told, for it may be another ledger's.
-            let common = Arc::new(Common { layout: OnceLock::new(), ..Common::clone(common) });
+            let (layout_told, origins) = (OnceLock::new(), Arc::default());
+            let common = Arc::new(Common { layout: layout_told, origins, ..Common::clone(common) });
             let (partition, _) = RedisPartition::new(common, number, layout);
             async move { partition.identity().await.ok().map(|identity| identity.layout) }
         });
@@ -228,9 +257,14 @@ impl Redis {
         Some(*common.layout.get_or_init(|| layout))
     }
 
-    /// All partitions, even if the first one's meta key is so damaged that it has no identity.
+    /// All partitions for an operator's command, even if the first one is missing, or its meta key is so damaged that
+    /// it has no identity.
     async fn all_or_first(&self) -> Result<Vec<&RedisPartition>, LedgerError> {
-        match self.all().await {
+        let all = match self.layout_for_operator().await {
+            Ok(_) => self.all().await,
+            Err(error) => Err(error),
+        };
+        match all {
             Err(error)
                 if matches!(RedisRejection::of(&error), Some(RedisRejection::MalformedReply)) =>
             {
@@ -399,16 +433,10 @@ impl Redis {
     ///
     /// [`LedgerError`] if the layout is not known, because neither the first partition nor another can be reached.
     pub async fn status(&self) -> Result<Vec<PartitionStatus>, LedgerError> {
-        // It also tells the layout, even if its log or its fence was lost.
-        let first = match self.0.first.ends().await {
-            Ok(end) => self.0.first.status().await.map(|status| (end, status)),
-            Err(error) => Err(error),
-        };
-        let others = self.all().await?.into_iter().skip(1);
-        let others =
-            others.map(|other| async move { Ok((other.ends().await?, other.status().await?)) });
-        let others = futures_util::stream::iter(others).buffered(PARTITIONS_AT_ONCE);
-        Ok(futures_util::stream::iter([first]).chain(others).collect().await)
+        self.layout_for_operator().await?;
+        let all = self.all().await?.into_iter();
+        let all = all.map(|one| async move { Ok((one.ends().await?, one.status().await?)) });
+        Ok(futures_util::stream::iter(all).buffered(PARTITIONS_AT_ONCE).collect().await)
     }
 
     /// Accepts the ledger as it is, so that followers drop their retained denials. Returns how often it has
@@ -433,8 +461,16 @@ impl Redis {
         let mut report = Report::default();
         let all = self.all_or_first().await?;
         let mut total = TotalProgress::new(all.len(), report_progress);
+        let mut unread = Unread::of(all.len());
         for (before, partition) in (0..).zip(all) {
-            report.merge(partition.verify(depth, &mut total.after(before)).await?);
+            let verified = async {
+                partition.ensure_is_there().await?;
+                partition.verify(depth, &mut total.after(before)).await
+            };
+            match verified.await {
+                Ok(verified) => report.merge(verified),
+                Err(error) => unread.add(&mut report, partition, error)?,
+            }
         }
         Ok(report)
     }
@@ -454,10 +490,19 @@ impl Redis {
         let mut repaired = Repaired::default();
         let all = self.all_or_first().await?;
         let mut total = TotalProgress::new(all.len(), report_progress);
+        let mut unread = Unread::of(all.len());
         for (before, partition) in (0..).zip(all) {
-            let part = partition.repair(mode, dry_run, &mut total.after(before)).await?;
-            repaired.done.extend(part.done);
-            repaired.left.merge(part.left);
+            let part = async {
+                partition.ensure_is_there().await?;
+                partition.repair(mode, dry_run, &mut total.after(before)).await
+            };
+            match part.await {
+                Ok(part) => {
+                    repaired.done.extend(part.done);
+                    repaired.left.merge(part.left);
+                }
+                Err(error) => unread.add(&mut repaired.left, partition, error)?,
+            }
         }
         Ok(repaired)
     }
@@ -487,6 +532,38 @@ impl Parts {
             }
         }
         Self(parts)
+    }
+}
+
+/// The partitions that an operator's command cannot read.
+struct Unread {
+    partitions: usize,
+    count: usize,
+}
+
+impl Unread {
+    fn of(partitions: usize) -> Self {
+        Self { partitions, count: 0 }
+    }
+
+    /// Adds one to the report of the others.
+    ///
+    /// # Errors
+    ///
+    /// Returns its error if no partition could be read.
+    fn add(
+        &mut self,
+        report: &mut Report,
+        partition: &RedisPartition,
+        error: LedgerError,
+    ) -> Result<(), LedgerError> {
+        self.count += 1;
+        if self.count == self.partitions {
+            return Err(error);
+        }
+        let (number, why) = (partition.shared.keyspace.partition, error.to_string());
+        report.add_ledger_damage(Damage::Partition { number, why });
+        Ok(())
     }
 }
 

@@ -1,11 +1,13 @@
 //! Reads pairs, buckets, and the log with the proof of where it ends.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use super::conn::Connection;
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
 use super::keyspace::{Keyspace, SENTINEL_FIELD, log_entry, next_head, split_value, stored};
+use super::origin::{Origin, Standing};
 use super::scripts::{self, Answer, ask, ask_on};
 use super::server_info::Topology;
 use super::{RedisPartition, Shared};
@@ -249,13 +251,52 @@ impl Shared {
         let (Ok(partitions), Ok(spread)) = numbers else { return Err(malformed) };
         let layout = Layout::new(partitions, spread).map_err(|_| malformed)?;
         let known = *self.common.layout.get_or_init(|| layout);
-        if known != layout || u64::from(self.keyspace.partition) != partition {
-            return Err(RedisFailure::Rejected(RedisRejection::OtherLayout {
-                known: known.partitions(),
-                found: partitions,
-            }));
+        let own = self.keyspace.partition;
+        let rejection = if known.partitions() != partitions {
+            RedisRejection::OtherLayout { known: known.partitions(), found: partitions }
+        } else if known != layout {
+            RedisRejection::OtherSpread { known: known.spread(), found: layout.spread() }
+        } else if u64::from(own) != partition {
+            RedisRejection::OtherPartition { partition: own, found: partition }
+        } else {
+            return Ok(layout);
+        };
+        Err(RedisFailure::Rejected(rejection))
+    }
+
+    /// Refuses a partition of another ledger than the first one.
+    async fn ensure_of_this_ledger(&self, origin: &Origin) -> Result<(), RedisFailure> {
+        let (origins, partition) = (&self.common.origins, self.keyspace.partition);
+        let mut standing = origins.note(partition, origin);
+        if let Standing::UnlikeFirst { reads } = standing
+            && partition > 0
+        {
+            // The ledger may have been replaced since the first partition was read.
+            self.read_first_after(reads).await;
+            standing = origins.note(partition, origin);
         }
-        Ok(layout)
+        match standing {
+            Standing::Member => Ok(()),
+            Standing::UnlikeFirst { .. } | Standing::Doubtful => {
+                Err(RedisFailure::Rejected(RedisRejection::ForeignPartition { partition }))
+            }
+        }
+    }
+
+    /// Reads the first partition, unless that was done since it had been read so often.
+    fn read_first_after(&self, reads: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let origins = &self.common.origins;
+            let _turn = origins.reading.lock().await;
+            if origins.reads() != reads {
+                return;
+            }
+            let layout = self.common.layout.get().copied().unwrap_or_default();
+            let (first, _) = RedisPartition::new(Arc::clone(&self.common), 0, layout);
+            if first.ends().await.is_err() && origins.reads() == reads {
+                origins.note_unread();
+            }
+        })
     }
 
     /// The fenced poll, with the missing key of the log or the fence; empty if neither is missing.
@@ -289,8 +330,8 @@ impl Shared {
         let mut answer = Answer::of(proven?)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
-        let (secret, buckets) = (answer.bytes()?, answer.number()?);
-        let secret = StoredSecret::decode(&secret)
+        let (encoded, buckets) = (answer.bytes()?, answer.number()?);
+        let secret = StoredSecret::decode(&encoded)
             .ok_or(RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         self.check_keys(&secret)?;
         let buckets = u32::try_from(buckets)
@@ -299,6 +340,10 @@ impl Shared {
         let clock = clock(&mut answer)?;
         let lost = answer.bytes()?;
         let layout = self.layout(answer.number()?, answer.number()?, answer.number()?)?;
+        let ledger = answer.bytes()?;
+        if layout.partitions() > 1 {
+            self.ensure_of_this_ledger(&Origin { ledger, secret: encoded }).await?;
+        }
         let tail = if after >= end.revision {
             Tail::Entries(Vec::new())
         } else {

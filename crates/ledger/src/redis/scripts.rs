@@ -168,6 +168,10 @@ script!(
     /// Creates the other keys of a new ledger, its meta key last.
     CREATE_META, "", "create_meta.lua"
 );
+script!(
+    /// Marks a partition as one of a complete ledger.
+    COMPLETE, "", "complete.lua"
+);
 
 script!(
     /// Reserves the keys for a copy of a ledger.

@@ -6,7 +6,10 @@ use super::super::Target;
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{encode_item, history_field, version_bytes};
 use super::super::scripts::{self, Answer, ask};
-use super::create::{CreateError, MAX_KEYS, NewIdentity, Place, Shape, Survey, hashes, places};
+use super::create::{
+    CreateError, MAX_KEYS, NewIdentity, Place, Shape, Survey, complete, hashes, places,
+};
+use super::other_layouts::ensure_no_other;
 use crate::portable_pair::{PortableEntry, PortablePair, statement_digests};
 use crate::stored_secret::StoredSecret;
 use crate::{CopyError, Created, Epoch, Position, Version, bucket_of};
@@ -40,7 +43,7 @@ impl NewRedis {
     ///
     /// [`CopyError`]; if the target has a ledger, or anything else in a ledger's keys, nothing is changed.
     pub async fn begin(target: Target, shape: Shape, anew: bool) -> Result<Self, CopyError> {
-        let (places, mut left) = (places(target, shape.layout), Vec::new());
+        let (places, mut left) = (places(target.clone(), shape.layout), Vec::new());
         for place in &places {
             if let Some((token, buckets)) = unfinished(place).await? {
                 if !anew {
@@ -49,6 +52,7 @@ impl NewRedis {
                 left.push((place, token, buckets));
             }
         }
+        ensure_no_other(target, shape.layout).await?;
         for (place, token, buckets) in left {
             wipe(place, token, buckets).await?;
         }
@@ -66,13 +70,19 @@ impl NewRedis {
     ///
     /// The [`CopyError`] that [`begin`](Self::begin) would return.
     pub async fn plan(target: Target, shape: Shape, anew: bool) -> Result<(), CopyError> {
-        let places = places(target, shape.layout);
+        let (places, mut is_unfinished) = (places(target.clone(), shape.layout), false);
         for place in &places {
             if unfinished(place).await?.is_some() {
-                return if anew { Ok(()) } else { Err(CopyError::Unfinished) };
+                if !anew {
+                    return Err(CopyError::Unfinished);
+                }
+                is_unfinished = true;
             }
         }
-        Survey::of(&places, shape).await?;
+        ensure_no_other(target, shape.layout).await?;
+        if !is_unfinished {
+            Survey::of(&places, shape).await?;
+        }
         Ok(())
     }
 
@@ -103,7 +113,8 @@ impl NewRedis {
         Ok(())
     }
 
-    /// Turns the copy into a ledger, whose partitions' revisions continue from `end`.
+    /// Turns the copy into a ledger, whose partitions' revisions continue from `end`. The first partition comes last:
+    /// until then the others are known as those of an unfinished copy, which can be begun anew.
     pub(crate) async fn finish(
         self,
         end: &Position,
@@ -116,6 +127,8 @@ impl NewRedis {
         for partition in &self.partitions {
             partition.finish(end, &new).await?;
         }
+        let places: Vec<_> = self.partitions.iter().map(|partition| &partition.place).collect();
+        complete(&places, &ledger).await;
         let Shape { layout, buckets } = shape;
         Ok(Created { epoch: ledger, layout, buckets })
     }
@@ -195,7 +208,14 @@ impl NewPartition {
 
     async fn finish(&self, end: &Position, new: &NewIdentity<'_>) -> Result<(), CopyError> {
         let Place { connections, keyspace } = &self.place;
-        let meta = new.meta(keyspace.partition, end.revision, &end.head)?;
+        let mut meta = new.meta(keyspace.partition, end.revision, &end.head)?;
+        if keyspace.partition > 0 {
+            // The token, as in `copying`, and the revision: what is changed later is nobody's to remove.
+            meta.push((
+                "finishing",
+                [&self.token[..], end.revision.to_string().as_bytes()].concat(),
+            ));
+        }
         let publish = connections.topology().publish_command();
         let mut args = vec![&self.token[..], keyspace.channel.as_bytes(), publish.as_bytes()];
         args.extend(meta.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]));
@@ -209,25 +229,35 @@ fn item(entry: &PortableEntry) -> Vec<u8> {
     [&entry.revision.to_be_bytes()[..], &encode_item(&entry.item)].concat()
 }
 
-/// The token and the number of buckets of an unfinished copy, if there is one.
+/// The token and the number of buckets of an unfinished copy, if there is one. Of such a copy, partitions may be finished
+/// already: they have an epoch, and the token all the same.
 async fn unfinished(
     Place { connections, keyspace }: &Place,
 ) -> Result<Option<([u8; 16], u32)>, CopyError> {
     let mut command = redis::cmd("HMGET");
     command.arg(&keyspace.meta).arg("epoch").arg("copying").arg("buckets");
+    command.arg("finishing").arg("rev");
     let mut answer = match ask(connections, &command).await {
         Ok(answer) => Answer::of(answer)?,
         // A key of another type does not belong to a copy; `create_hashes.lua` rejects it.
         Err(RedisFailure::Rejected(RedisRejection::Other { .. })) => return Ok(None),
         Err(failure) => return Err(failure.into()),
     };
-    if answer.optional()?.is_some() {
-        return Err(CopyError::Target(CreateError::Exists));
-    }
-    let Some(token) = answer.optional()? else { return Ok(None) };
-    let token =
-        token.try_into().map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
-    let buckets = u32::try_from(answer.number()?).unwrap_or(u32::MAX);
+    let epoch = answer.optional()?;
+    let (copying, buckets) = (answer.optional()?, answer.optional()?);
+    let (finishing, revision) = (answer.optional()?, answer.optional()?.unwrap_or_default());
+    let token = match (epoch, copying) {
+        (None, None) => return Ok(None),
+        (None, Some(token)) => token,
+        (Some(_), _) => {
+            let token = finishing.as_ref().and_then(|both| both.strip_suffix(&revision[..]));
+            token.ok_or(CopyError::Target(CreateError::Exists))?.to_vec()
+        }
+    };
+    let malformed = || RedisFailure::Rejected(RedisRejection::MalformedReply);
+    let token = token.try_into().map_err(|_| malformed())?;
+    let buckets = String::from_utf8(buckets.unwrap_or_default()).ok();
+    let buckets = buckets.and_then(|text| text.parse().ok()).ok_or_else(malformed)?;
     Ok(Some((token, buckets)))
 }
 

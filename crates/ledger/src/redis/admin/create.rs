@@ -3,17 +3,22 @@
 //!
 //! The partitions are made one after the other, and the first one, which says how many there are, comes last: until
 //! then there is no ledger. An interrupted run is continued with the secret of the partitions that it has made,
-//! provided that nothing was recorded in them.
+//! provided that nothing was recorded in them. Once the first one exists, the others are marked as complete: where one
+//! of those is found without it, the first one was lost, and a run that goes on would make lost partitions anew, empty.
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use redis::Value;
 
-use super::super::conn::{ConnectionManager, PrimaryLocator, Purpose, Servers, Timeouts};
+use super::super::conn::{
+    Connection, ConnectionManager, PrimaryLocator, Purpose, Servers, Timeouts,
+};
 use super::super::error::{RedisFailure, RedisRejection};
 use super::super::keyspace::{Keyspace, LAYOUT_FORMAT, SENTINEL_FIELD};
 use super::super::scripts::{self, Answer, ask, ask_all};
 use super::super::{Target, scripts::Script};
+use super::other_layouts::ensure_no_other;
 use super::sentinel_field::length_and_sentinel;
 use crate::stored_secret::StoredSecret;
 use crate::{Epoch, LedgerError, LogHead};
@@ -32,6 +37,27 @@ pub enum CreateError {
     /// The number of buckets is out of range.
     #[error("a ledger has 1 to {MAX_BUCKETS} buckets; 8192 do for some million pairs")]
     Buckets,
+    /// A partition of a ledger with another layout exists.
+    #[error(
+        "partition {partition} of a ledger of {partitions} partitions is in this Redis, or what is left of a copy that \
+         was to be one: nothing was changed; if the ledger's other partitions were lost, only a backup brings them \
+         back; if nothing of it is needed any more, delete its keys, or give another database or server"
+    )]
+    OtherLayout {
+        /// Its number.
+        partition: u32,
+        /// How many partitions that ledger has.
+        partitions: u32,
+    },
+    /// A partition of a complete ledger exists, and the first one does not.
+    #[error(
+        "partition {partition} in this Redis is of a ledger that was complete, and the first partition, {{consent:0}}, \
+         is missing: it was lost, and only a backup brings it back; nothing was changed"
+    )]
+    LostFirst {
+        /// Its number.
+        partition: u32,
+    },
     /// A ledger, or a part of one, exists already.
     #[error(
         "there is a ledger in this Redis already, or what is left of one: nothing was changed; \
@@ -101,16 +127,37 @@ pub(super) struct Place {
     pub(super) keyspace: Keyspace,
 }
 
+/// How many places are looked at at once: in a Cluster, they share the questions who has their slots.
+const PLACES_AT_ONCE: usize = 64;
+
+/// How many nodes are asked for keys at once.
+pub(super) const NODES_AT_ONCE: usize = 8;
+
 /// The partitions of a ledger that is to be made at this target, the first one last.
 pub(super) fn places(target: Target, layout: Layout) -> Vec<Place> {
     let servers = Servers::new(target);
-    let place = |number| {
-        let keyspace = Keyspace::of(number, layout);
-        let primary = PrimaryLocator::new(Arc::clone(&servers), keyspace.slot());
-        let connections = ConnectionManager::to(primary, Purpose::Reading, Timeouts::default());
-        Place { connections, keyspace }
-    };
-    layout.all().rev().map(place).collect()
+    layout.all().rev().map(|number| Place::at(&servers, Keyspace::of(number, layout))).collect()
+}
+
+/// The connections to the servers of places, in their order.
+pub(super) async fn connected(places: &[&Place]) -> Result<Vec<Connection>, LedgerError> {
+    let mut connecting = Vec::with_capacity(places.len());
+    for place in places {
+        connecting.push(place.connections.connection());
+    }
+    futures_util::stream::iter(connecting).buffered(PLACES_AT_ONCE).try_collect().await
+}
+
+/// Marks the partitions of a new ledger as those of a complete one, once the first one is made. A partition that is not
+/// marked, because its server failed meanwhile, is a partition of the ledger all the same.
+pub(super) async fn complete(places: &[&Place], ledger: &[u8]) {
+    let mut marks = Vec::with_capacity(places.len());
+    for place in places {
+        if place.keyspace.partition > 0 {
+            marks.push(place.complete(ledger));
+        }
+    }
+    futures_util::stream::iter(marks).buffer_unordered(NODES_AT_ONCE).collect().await
 }
 
 /// What is in the place of a partition.
@@ -119,6 +166,8 @@ enum Found {
     Keys(u64),
     /// A partition without a change, which an interrupted run has made: its ledger's id, and the secret.
     Partition(Vec<u8>, Vec<u8>),
+    /// A partition of a ledger that was complete.
+    Complete,
 }
 
 impl From<RedisFailure> for CreateError {
@@ -136,8 +185,9 @@ impl From<RedisFailure> for CreateError {
 ///
 /// The [`CreateError`] that [`create`] would return.
 pub async fn plan(target: Target, shape: Shape) -> Result<Plan, CreateError> {
-    let places = places(target, shape.layout);
+    let places = places(target.clone(), shape.layout);
     let survey = Survey::of(&places, shape).await?;
+    ensure_no_other(target, shape.layout).await?;
     let mut plan = Plan { keys: 0, present: 0 };
     for (place, found) in places.iter().zip(survey.found) {
         let hashes = hashes(&place.keyspace, shape.buckets)?;
@@ -145,7 +195,7 @@ pub async fn plan(target: Target, shape: Shape) -> Result<Plan, CreateError> {
         plan.keys = plan.keys.saturating_add(keys);
         plan.present = plan.present.saturating_add(match found {
             Found::Keys(present) => present,
-            Found::Partition(..) => keys,
+            Found::Partition(..) | Found::Complete => keys,
         });
     }
     Ok(plan)
@@ -160,8 +210,9 @@ pub async fn plan(target: Target, shape: Shape) -> Result<Plan, CreateError> {
 pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError> {
     // Checked before anything is created: if a ledger has lost its meta key and some hashes, creating those
     // hashes would make them look complete.
-    let places = places(target, shape.layout);
+    let places = places(target.clone(), shape.layout);
     let Survey { found, ledger } = Survey::of(&places, shape).await?;
+    ensure_no_other(target, shape.layout).await?;
     let (ledger, secret) = if let Some(known) = ledger {
         known
     } else {
@@ -174,6 +225,7 @@ pub async fn create(target: Target, shape: Shape) -> Result<Created, CreateError
     for (place, _) in missing {
         place.create(&new).await?;
     }
+    complete(&places.iter().collect::<Vec<_>>(), &ledger).await;
     let epoch = ledger
         .try_into()
         .map_err(|_| CreateError::from(RedisFailure::Rejected(RedisRejection::MalformedReply)))?;
@@ -194,25 +246,53 @@ impl Survey {
     ///
     /// # Errors
     ///
-    /// [`CreateError::Exists`] if one of them has what an interrupted run does not leave.
+    /// [`CreateError::Exists`] if one of them has what an interrupted run does not leave, and
+    /// [`CreateError::LostFirst`] if that is a partition of a ledger whose first one is missing.
     pub(super) async fn of(places: &[Place], shape: Shape) -> Result<Self, CreateError> {
-        let mut survey = Self { found: Vec::with_capacity(places.len()), ledger: None };
+        let mut finds = Vec::with_capacity(places.len());
         for place in places {
-            let found = place.find(shape).await?;
-            if let Found::Partition(id, secret) = &found {
-                let (known, its_secret) =
-                    survey.ledger.get_or_insert_with(|| (id.clone(), secret.clone()));
-                if (&*known, &*its_secret) != (id, secret) {
-                    return Err(CreateError::Exists);
+            finds.push(place.find(shape));
+        }
+        let finds = futures_util::stream::iter(finds).buffered(NODES_AT_ONCE);
+        let mut survey = Self { found: finds.try_collect().await?, ledger: None };
+        for (place, found) in places.iter().zip(&survey.found) {
+            match found {
+                Found::Keys(_) => {}
+                // The first one would have been found.
+                Found::Complete => {
+                    let partition = place.keyspace.partition;
+                    return Err(CreateError::LostFirst { partition });
+                }
+                Found::Partition(id, secret) => {
+                    let (known, its_secret) =
+                        survey.ledger.get_or_insert_with(|| (id.clone(), secret.clone()));
+                    if (&*known, &*its_secret) != (id, secret) {
+                        return Err(CreateError::Exists);
+                    }
                 }
             }
-            survey.found.push(found);
         }
         Ok(survey)
     }
 }
 
 impl Place {
+    fn at(servers: &Arc<Servers>, keyspace: Keyspace) -> Self {
+        let primary = PrimaryLocator::new(Arc::clone(servers), keyspace.slot());
+        let connections = ConnectionManager::to(primary, Purpose::Reading, Timeouts::default());
+        Self { connections, keyspace }
+    }
+
+    async fn complete(&self, ledger: &[u8]) {
+        let _ = self.run(&scripts::COMPLETE, &[&self.keyspace.meta], &[ledger]).await;
+    }
+
+    async fn has_meta(&self) -> Result<bool, CreateError> {
+        let mut command = redis::cmd("EXISTS");
+        let found = ask(&self.connections, command.arg(&self.keyspace.meta)).await?;
+        Ok(found != Value::Int(0))
+    }
+
     async fn find(&self, shape: Shape) -> Result<Found, CreateError> {
         let Self { connections, keyspace } = self;
         if let Some(found) = self.find_partition(shape).await? {
@@ -250,6 +330,7 @@ impl Place {
         let mut command = redis::cmd("HMGET");
         command.arg(&self.keyspace.meta).arg("epoch").arg("ledger").arg("secret").arg("rev");
         command.arg("partitions").arg("spread").arg("partition").arg("buckets");
+        command.arg("complete").arg("finishing");
         let mut meta = match ask(&self.connections, &command).await {
             Ok(meta) => Answer::of(meta)?,
             // A key of another type does not belong to a new ledger.
@@ -258,20 +339,25 @@ impl Place {
             }
             Err(failure) => return Err(failure.into()),
         };
-        let mut exists = redis::cmd("EXISTS");
-        if ask(&self.connections, exists.arg(&self.keyspace.meta)).await? == Value::Int(0) {
+        if !self.has_meta().await? {
             return Ok(None);
         }
-        let mut fields = Vec::with_capacity(8);
+        let mut fields = Vec::with_capacity(10);
         while !meta.is_over() {
             fields.push(meta.optional()?.unwrap_or_default());
         }
         let Shape { layout, buckets } = shape;
         let numbers = [0, layout.partitions(), layout.spread(), self.keyspace.partition, buckets];
         let expected = numbers.map(|number| number.to_string().into_bytes());
+        let is_other = self.keyspace.partition > 0;
         match &fields[..] {
-            [epoch, ledger, secret, numbers @ ..]
-                if !epoch.is_empty() && *numbers == expected && self.keyspace.partition > 0 =>
+            [.., complete, _] if is_other && !complete.is_empty() => Ok(Some(Found::Complete)),
+            // A copy that is being finished is its command's to remove.
+            [epoch, ledger, secret, numbers @ .., _, finishing]
+                if is_other
+                    && !epoch.is_empty()
+                    && *numbers == expected
+                    && finishing.is_empty() =>
             {
                 Ok(Some(Found::Partition(ledger.clone(), secret.clone())))
             }

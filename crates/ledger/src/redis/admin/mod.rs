@@ -3,6 +3,7 @@
 mod copy_target;
 mod create;
 mod log_tail;
+mod other_layouts;
 mod portable;
 mod repair;
 mod repair_inputs;

@@ -105,6 +105,7 @@ impl RepairMode {
             Damage::Meta(_)
             | Damage::WrongKind(_)
             | Damage::Newer(_)
+            | Damage::Partition { .. }
             | Damage::History
             | Damage::Statement => return None,
         };

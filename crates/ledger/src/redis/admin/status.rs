@@ -8,7 +8,7 @@ use super::super::error::RedisFailure;
 use super::super::scripts::{Answer, ask, ask_all};
 use super::super::server_info::{self, ServerInfo};
 use super::super::{RedisPartition, Shared, Target};
-use super::create::{Place, places};
+use super::create::{Place, connected, places};
 use super::sentinel_field::length_and_sentinel;
 use crate::{LedgerError, Page};
 use consentd_core::businesses::Businesses;
@@ -63,8 +63,9 @@ pub struct Shard {
 /// [`LedgerError`] if a server cannot be reached.
 pub async fn inspect_servers(target: Target, layout: Layout) -> Result<Vec<Shard>, LedgerError> {
     let mut shards = Vec::<Shard>::new();
-    for Place { connections, keyspace } in places(target, layout).into_iter().rev() {
-        let connection = connections.connection().await?;
+    let places = places(target, layout);
+    let places: Vec<&Place> = places.iter().rev().collect();
+    for (Place { keyspace, .. }, connection) in places.iter().zip(connected(&places).await?) {
         let address = connection.address();
         if let Some(known) = shards.iter_mut().find(|shard| shard.address == address) {
             known.partitions.push(keyspace.partition);

@@ -34,6 +34,23 @@ struct Read {
 }
 
 impl RedisPartition {
+    /// Fails if what is in the place of this partition is missing, or not a partition of this ledger.
+    pub(crate) async fn ensure_is_there(&self) -> Result<(), LedgerError> {
+        let Err(error) = self.ends().await else { return Ok(()) };
+        match RedisRejection::of(&error) {
+            Some(
+                RedisRejection::Missing
+                | RedisRejection::MissingPartition { .. }
+                | RedisRejection::ForeignPartition { .. }
+                | RedisRejection::OtherLayout { .. }
+                | RedisRejection::OtherSpread { .. }
+                | RedisRejection::OtherPartition { .. },
+            ) => Err(error),
+            // Whatever else is the matter is found by looking.
+            _ => Ok(()),
+        }
+    }
+
     /// Verifies the whole ledger to the given depth.
     pub(crate) async fn verify(
         &self,
@@ -42,7 +59,9 @@ impl RedisPartition {
     ) -> Result<Report, LedgerError> {
         let shared = &*self.shared;
         let mut report = Report::default();
-        let Some(identity) = shared.verify_fixed(&mut report).await? else { return Ok(report) };
+        let fixed = shared.verify_fixed(&mut report).await;
+        let fixed = fixed.map_err(|failure| shared.convert_failure(failure))?;
+        let Some(identity) = fixed else { return Ok(report) };
         let mut logged = shared.verify_log(&mut report).await?;
         let known = std::sync::Mutex::new(HashSet::new());
         let identity = &identity;

@@ -313,7 +313,7 @@ impl PrimaryLocator {
     }
 
     /// The primary, as far as it is known without a question.
-    pub(super) fn known(&self) -> Option<Arc<Primary>> {
+    pub(crate) fn known(&self) -> Option<Arc<Primary>> {
         match &self.servers.location {
             Location::Fixed(primary) => Some(Arc::clone(primary)),
             Location::Named(_) => self.servers.named.borrow().get(&self.slot).cloned(),

@@ -7,12 +7,12 @@
 --
 -- KEYS: fence. ARGV: meta, log, revision, maximum number of entries, maximum number of bytes.
 -- Returns {epoch, rev, head, secret, buckets, accepted, seconds, microseconds, lost, partitions, spread,
--- partition, id, body, head, ...}: `lost` is the key of the fence or of the log if it is missing, otherwise empty; the first entry is the
+-- partition, ledger, id, body, head, ...}: `lost` is the key of the fence or of the log if it is missing, otherwise empty; the first entry is the
 -- one at the given revision, if the log still has it.
 
 local meta, log = ARGV[1], ARGV[2]
 local known = redis.call('HMGET', meta, 'epoch', 'rev', 'head', 'secret', 'buckets', 'accepted',
-  'partitions', 'spread', 'partition')
+  'partitions', 'spread', 'partition', 'ledger')
 if not known[1] then return redis.error_reply('NOEPOCH there is no ledger') end
 local time = redis.call('TIME')
 -- pcall: if the ACL forbids EXISTS, missing keys are not reported.
@@ -23,7 +23,7 @@ end
 local answer =
   {known[1], known[2], known[3], known[4], known[5], known[6], time[1], time[2], lost,
   -- Ledgers from before there were partitions have one.
-  known[7] or '1', known[8] or '1', known[9] or '0'}
+  known[7] or '1', known[8] or '1', known[9] or '0', known[10] or ''}
 local rev, from = tonumber(known[2]), tonumber(ARGV[3])
 if from >= rev then return answer end
 -- The entry at `from` comes in addition to the requested ones.
