@@ -60,6 +60,7 @@ use consentd_core::keyword::KeywordBook;
 use consentd_core::record::Outcome;
 use consentd_core::state::TooManyScopes;
 use consentd_core::submission::Submission;
+use consentd_core::time::Timestamp;
 use consentd_ledger::{
     Appended, FollowTimeout, FollowerPosition, Ledger, LedgerError, MAX_APPEND, UnreadableRecord,
 };
@@ -323,6 +324,10 @@ impl Recorder {
 
     /// Reads the records of the pairs and of the ids that their events link them to, each partition in one read,
     /// with its clock. Returns the transactions whose partitions could be read; the others fail.
+    ///
+    /// Partitions on different servers have different clocks, and are not read at the same moment. A denial without a
+    /// time therefore goes by the latest clock of all of them, and what allows by the clock of its own pair's
+    /// partition: so no allow of this call counts as later than a denial of it, under whichever linked ids they are.
     async fn read_pairs<'a>(
         &self,
         secret: &KeySecret,
@@ -363,6 +368,7 @@ impl Recorder {
                 transaction.others.push((*key, stored.clone()));
             }
         }
+        let latest = clocks.values().copied().max().unwrap_or(Timestamp::MIN);
         let mut read = Vec::with_capacity(transactions.len());
         for mut transaction in transactions {
             let partition = layout.partition_of(transaction.key);
@@ -371,6 +377,7 @@ impl Recorder {
             match (refusal, clocks.get(&partition), stored.remove(&transaction.key)) {
                 (None, Some(clock), Some(stored)) => {
                     (transaction.clock, transaction.stored) = (*clock, stored);
+                    transaction.denial_clock = latest;
                     read.push(transaction);
                 }
                 (refusal, ..) => {
