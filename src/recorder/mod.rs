@@ -11,7 +11,8 @@
 //! In reading order: this file, `transaction` (the events of one pair, from reading to the result),
 //! `pair_update` (what events make of a record; pure), [`linked_read`], [`linked_ids`] and `propagation` (what
 //! linked ids say, and copies of denials; pure, and on the ledger), `append_tracker` (when an append is acknowledged),
-//! [`replay_denials`] (recording again what a failover lost), `erase`.
+//! [`replay_denials`] (recording again what a failover lost), `unfollowed` (noticing that where there is no follower),
+//! `erase`.
 
 mod append_tracker;
 #[cfg(test)]
@@ -34,6 +35,7 @@ mod request_identity;
 pub mod sent_changes;
 mod template_lift;
 mod transaction;
+mod unfollowed;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -50,6 +52,7 @@ use self::linked_ids::TooManyIds;
 use self::replay_denials::RecentDenials;
 use self::sent_changes::Origin;
 use self::transaction::{PairTransaction, PreparedTransaction, Resolution, Results};
+use self::unfollowed::UnfollowedLogs;
 use crate::history::ReadError;
 use crate::history::by_user::TooManyBusinesses;
 use crate::metrics::Metrics;
@@ -124,6 +127,8 @@ pub struct Recorder {
     keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     recent_denials: RecentDenials,
+    /// The logs of the partitions that denials were recorded in and that this process does not follow.
+    unfollowed: UnfollowedLogs,
     /// The positions of this process' own followers, by the partitions that they follow.
     followers: FollowerPositions,
 }
@@ -141,9 +146,9 @@ impl Recorder {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
-        let (recent_denials, followers) =
-            (RecentDenials::default(), watch::channel(BTreeMap::new()).1);
-        Self { ledger, names, keywords, metrics, recent_denials, followers }
+        let (recent_denials, unfollowed) = (RecentDenials::default(), UnfollowedLogs::default());
+        let followers = watch::channel(BTreeMap::new()).1;
+        Self { ledger, names, keywords, metrics, recent_denials, unfollowed, followers }
     }
 
     /// The same recorder in a process with a follower of the same ledger's one partition: see
