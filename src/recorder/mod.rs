@@ -57,7 +57,7 @@ use crate::history::ReadError;
 use crate::history::by_user::TooManyBusinesses;
 use crate::metrics::Metrics;
 use consentd_core::Violation;
-use consentd_core::event::{MAX_REQUEST_ID_BYTES, PlatformNames, What};
+use consentd_core::event::{MAX_AHEAD, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::keyword::KeywordBook;
 use consentd_core::record::Outcome;
@@ -333,6 +333,8 @@ impl Recorder {
     /// Partitions on different servers have different clocks, and are not read at the same moment. A denial without a
     /// time therefore goes by the latest clock of all of them, and what allows by the clock of its own pair's
     /// partition: so no allow of this call counts as later than a denial of it, under whichever linked ids they are.
+    /// What was allowed in an earlier call may have gone by the clock of yet another partition, so a denial also goes
+    /// by the latest one that is known.
     async fn read_pairs<'a>(
         &self,
         secret: &KeySecret,
@@ -374,6 +376,7 @@ impl Recorder {
             }
         }
         let latest = clocks.values().copied().max().unwrap_or(Timestamp::MIN);
+        let known = self.ledger.latest_clock();
         let mut read = Vec::with_capacity(transactions.len());
         for mut transaction in transactions {
             let partition = layout.partition_of(transaction.key);
@@ -382,7 +385,7 @@ impl Recorder {
             match (refusal, clocks.get(&partition), stored.remove(&transaction.key)) {
                 (None, Some(clock), Some(stored)) => {
                     (transaction.clock, transaction.stored) = (*clock, stored);
-                    transaction.denial_clock = latest;
+                    transaction.denial_clock = latest.max(bounded(known, *clock));
                     read.push(transaction);
                 }
                 (refusal, ..) => {
@@ -421,4 +424,9 @@ impl Recorder {
         }
         prepared
     }
+}
+
+/// What is known of the latest clock of all partitions, no more than an event may be ahead of this partition's.
+fn bounded(known: Option<Timestamp>, clock: Timestamp) -> Timestamp {
+    known.map_or(clock, |known| known.min(clock.plus(MAX_AHEAD)))
 }

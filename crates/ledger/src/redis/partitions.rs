@@ -285,6 +285,13 @@ impl Redis {
         self.0.closed.cancelled().await;
     }
 
+    /// The latest of the clocks of several partitions now, as far as they have answered lately.
+    pub(crate) fn latest_clock(&self) -> Option<Timestamp> {
+        let layout = self.known_layout().filter(|layout| layout.partitions() > 1);
+        let now = consentd_os::clock::boot();
+        layout.and_then(|_| self.made().filter_map(|one| one.shared.known_clock.now(now)).max())
+    }
+
     /// Reads pairs' records, each in the partition of its place, and the latest of the partitions' clocks.
     pub(crate) async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
         let layout = self.layout().await?;
