@@ -306,7 +306,10 @@ impl Redis {
         let reads = parts.0.iter().map(|(number, places)| {
             let keys: Vec<_> =
                 places.iter().filter_map(|place| keys.get(*place)).copied().collect();
-            async move { self.get(*number).ok_or(LedgerError::Closed)?.read(keys).await }
+            async move {
+                let read = self.get(*number).ok_or(LedgerError::Closed)?.read(keys).await;
+                read.map_err(|error| error.of_partition(*number))
+            }
         });
         let reads = futures_util::future::try_join_all(reads).await?;
         let mut clock = Timestamp::saturating_from_millis(0);
@@ -387,7 +390,10 @@ impl Redis {
     pub(crate) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         let (layout, number) = (self.layout().await?, cursor.partition);
         let partition = self.get(number).ok_or(LedgerError::Closed)?;
-        let mut events = partition.events_after(cursor).await?;
+        let mut events = match partition.events_after(cursor).await {
+            Err(error) if layout.partitions() > 1 => return Err(error.of_partition(number)),
+            events => events?,
+        };
         let next = number.saturating_add(1);
         match &mut events.next {
             Some(cursor) => cursor.partition = number,
