@@ -5,6 +5,7 @@
 //! answered as recorded, and a denial is retained and recorded again in the background, because its
 //! change may be on a branch that a failover abandoned.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::replay_denials::Replayable;
 use super::sent_changes::{AwaitedVersion, FollowedPartitions, Origin, SentChanges};
 use super::{Recorder, Refusal};
-use consentd_ledger::{Appended, Change, FollowTimeout, LedgerError};
+use consentd_ledger::{Appended, Change, FollowTimeout, FollowerCheckpoint, LedgerError};
 
 /// How long this process' own follower may take to apply the appended changes.
 pub const MAX_FOLLOW: Duration = Duration::from_secs(5);
@@ -25,6 +26,10 @@ pub(super) struct AppendTracker<'a> {
     recorder: &'a Recorder,
     /// The followers of the partitions that are appended to, with where each was before the first append there.
     followed: Mutex<FollowedPartitions>,
+    /// How far the logs of the other partitions were read before the first append there.
+    unfollowed: Mutex<BTreeMap<u32, FollowerCheckpoint>>,
+    /// Whether it is a replay that is recorded, whose changes are retained already.
+    is_replay: bool,
     /// The number of losses that were detected before the first append. A later loss may be of changes
     /// of this call.
     losses: u64,
@@ -34,10 +39,12 @@ pub(super) struct AppendTracker<'a> {
 impl<'a> AppendTracker<'a> {
     pub(super) fn new(recorder: &'a Recorder, retains: bool) -> Self {
         // A log that cannot fork loses nothing.
-        let retains = retains && recorder.ledger.can_fail_over();
+        let can_lose = recorder.ledger.can_fail_over();
+        let (retains, is_replay) = (retains && can_lose, !retains && can_lose);
         let losses = recorder.recent_denials.losses();
-        let (followed, sent) = (Mutex::default(), Mutex::new(SentChanges::new(retains)));
-        Self { recorder, followed, losses, sent }
+        let (followed, unfollowed) = (Mutex::default(), Mutex::default());
+        let sent = Mutex::new(SentChanges::new(retains));
+        Self { recorder, followed, unfollowed, is_replay, losses, sent }
     }
 
     /// Appends changes, and tracks their outcomes.
@@ -76,10 +83,28 @@ impl<'a> AppendTracker<'a> {
             self.recorder.ledger.reconnect_appends();
         }
         let retained = self.sent().take_retained(followed.is_ok());
+        let must_watch = self.is_replay || !retained.is_empty();
         for (change, is_confirmed) in retained {
             self.recorder.recent_denials.retain(change, is_confirmed.then_some(self.losses));
         }
+        // After they are retained: a loss that is found from now on makes them be replayed.
+        if must_watch {
+            self.watch_unfollowed();
+        }
         followed
+    }
+
+    /// Watches over what was appended to partitions that this process does not follow.
+    fn watch_unfollowed(&self) {
+        let unfollowed = self.unfollowed.lock().unwrap_or_else(PoisonError::into_inner);
+        if unfollowed.is_empty() {
+            return;
+        }
+        for (partition, version) in self.sent().versions() {
+            if let Some(before) = unfollowed.get(&partition) {
+                self.recorder.unfollowed.watch(partition, version, *before);
+            }
+        }
     }
 
     /// Notes where the followers are of the partitions that these changes are in.
@@ -88,12 +113,15 @@ impl<'a> AppendTracker<'a> {
         let layout = self.recorder.ledger.known_layout().unwrap_or_default();
         let followers = self.recorder.followers.borrow();
         let mut followed = self.followed();
+        let mut unfollowed = self.unfollowed.lock().unwrap_or_else(PoisonError::into_inner);
         for change in changes {
             let partition = layout.partition_of(change.key);
-            if let Entry::Vacant(entry) = followed.entry(partition)
-                && let Some(follower) = followers.get(&partition)
-            {
+            let Entry::Vacant(entry) = followed.entry(partition) else { continue };
+            if let Some(follower) = followers.get(&partition) {
                 entry.insert((follower.clone(), follower.now()));
+            } else if self.recorder.ledger.can_fail_over() {
+                let logs = &self.recorder.unfollowed;
+                unfollowed.entry(partition).or_insert_with(|| logs.checkpoint(partition));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::append_tracker::AppendTracker;
 use super::linked_ids::must_stay;
 use super::replay_denials::{Replayable, resubmission};
 use super::sent_changes::Origin;
-use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, pause};
+use super::{MAX_EVENTS, MAX_TRIES, Recorder, Refusal, bounded, pause};
 use crate::history::by_user::{UserPair, keys_of, pairs_of_user};
 use consentd_core::id::{Key, KeySecret, UserId};
 use consentd_core::record::{HistoryEntry, Record, Revision};
@@ -41,14 +41,10 @@ struct Erasing {
     done: ErasedUser,
     /// The time of the latest tombstone.
     last: Option<Timestamp>,
+    /// The latest of the clocks of the partitions that the pairs are in, as first read.
+    clock: Option<Timestamp>,
     /// The pairs that are erased, or will be.
     keys: HashSet<Key>,
-}
-
-impl Erasing {
-    fn know(&mut self, levels: &[Vec<Found>]) {
-        self.keys.extend(levels.iter().flatten().map(|pair| pair.key));
-    }
 }
 
 /// The result of erasing a person.
@@ -75,7 +71,7 @@ impl Recorder {
     pub async fn erase(&self, user_id: &str, business_id: &str) -> Result<ErasedUser, Refusal> {
         let tracker = AppendTracker::new(self, true);
         let found = self.pairs_to_erase(user_id, business_id).await?;
-        let Erasing { mut done, last, keys } = self.erase_found(&tracker, found).await?;
+        let Erasing { mut done, last, keys, .. } = self.erase_found(&tracker, found).await?;
         self.forget_denials(&keys).await?;
         let keys: Vec<Key> = keys.into_iter().collect();
         // Pairs that were erased before are purged too: that erasure may have been interrupted before
@@ -98,18 +94,30 @@ impl Recorder {
         // The most distant ids are last, and are taken from the end: if this is interrupted, a repeat
         // still finds each remaining id through the links of another one.
         let mut levels = self.with_linked(found).await?;
-        erasing.know(&levels);
+        self.know(&mut erasing, &levels).await?;
         while let Some(mut waiting) = levels.pop() {
             levels.push(waiting.split_off(waiting.len().min(MAX_APPEND)));
             levels.retain(|level| !level.is_empty());
             let relinked = self.erase_pairs(tracker, waiting, &mut erasing).await?;
             if !relinked.is_empty() {
                 let more = self.with_linked(relinked).await?;
-                erasing.know(&more);
+                self.know(&mut erasing, &more).await?;
                 levels.extend(more);
             }
         }
         Ok(erasing)
+    }
+
+    /// Notes that these pairs are to be erased, and reads the clocks of the partitions that they are in. The other
+    /// partitions have nothing of the person, and may be lost.
+    async fn know(&self, erasing: &mut Erasing, levels: &[Vec<Found>]) -> Result<(), Refusal> {
+        let keys: Vec<Key> = levels.iter().flatten().map(|pair| pair.key).collect();
+        for chunk in keys.chunks(MAX_APPEND) {
+            let clock = self.ledger.read(chunk.to_vec()).await?.clock;
+            erasing.clock = erasing.clock.max(Some(clock));
+        }
+        erasing.keys.extend(keys);
+        Ok(())
     }
 
     /// The person's pairs: at one business, or at every business that a stored event names.
@@ -137,6 +145,10 @@ impl Recorder {
     /// Reads pairs, and returns those that have records.
     async fn read_existing(&self, pairs: Vec<(String, Key)>) -> Result<Vec<Found>, Refusal> {
         let mut found = Vec::new();
+        // Most ledgers have no pair that names no business, and the partition of such keys may be lost.
+        let has_nameless = self.ledger.has_nameless().await?;
+        let may_be_there = |(_, key): &(String, Key)| has_nameless || !key.is_nameless();
+        let pairs: Vec<_> = pairs.into_iter().filter(may_be_there).collect();
         for chunk in pairs.chunks(MAX_APPEND) {
             let read = self.ledger.read(chunk.iter().map(|(_, key)| *key).collect()).await?;
             let read = chunk.iter().zip(read.pairs).map(|((business_id, key), stored)| Found {
@@ -178,7 +190,9 @@ impl Recorder {
     ) -> Result<Vec<Found>, Refusal> {
         let mut relinked = Vec::new();
         let secret = self.ledger.secret().await?;
-        let clock = self.ledger.read(Vec::new()).await?.clock;
+        let clock = erasing.clock.unwrap_or(Timestamp::MIN);
+        // An erase denies, and goes by the clocks that denials go by.
+        let clock = clock.max(bounded(self.ledger.latest_clock(), clock));
         for attempt in 0..MAX_TRIES {
             let mut changes = Vec::with_capacity(pairs.len());
             let mut times = Vec::with_capacity(pairs.len());

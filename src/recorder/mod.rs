@@ -11,7 +11,8 @@
 //! In reading order: this file, `transaction` (the events of one pair, from reading to the result),
 //! `pair_update` (what events make of a record; pure), [`linked_read`], [`linked_ids`] and `propagation` (what
 //! linked ids say, and copies of denials; pure, and on the ledger), `append_tracker` (when an append is acknowledged),
-//! [`replay_denials`] (recording again what a failover lost), `erase`.
+//! [`replay_denials`] (recording again what a failover lost), `unfollowed` (noticing that where there is no follower),
+//! `erase`.
 
 mod append_tracker;
 #[cfg(test)]
@@ -34,6 +35,7 @@ mod request_identity;
 pub mod sent_changes;
 mod template_lift;
 mod transaction;
+mod unfollowed;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -50,16 +52,18 @@ use self::linked_ids::TooManyIds;
 use self::replay_denials::RecentDenials;
 use self::sent_changes::Origin;
 use self::transaction::{PairTransaction, PreparedTransaction, Resolution, Results};
+use self::unfollowed::UnfollowedLogs;
 use crate::history::ReadError;
 use crate::history::by_user::TooManyBusinesses;
 use crate::metrics::Metrics;
 use consentd_core::Violation;
-use consentd_core::event::{MAX_REQUEST_ID_BYTES, PlatformNames, What};
+use consentd_core::event::{MAX_AHEAD, MAX_REQUEST_ID_BYTES, PlatformNames, What};
 use consentd_core::id::{Key, KeySecret};
 use consentd_core::keyword::KeywordBook;
 use consentd_core::record::Outcome;
 use consentd_core::state::TooManyScopes;
 use consentd_core::submission::Submission;
+use consentd_core::time::Timestamp;
 use consentd_ledger::{
     Appended, FollowTimeout, FollowerPosition, Ledger, LedgerError, MAX_APPEND, UnreadableRecord,
 };
@@ -123,6 +127,8 @@ pub struct Recorder {
     keywords: Arc<KeywordBook>,
     metrics: Arc<Metrics>,
     recent_denials: RecentDenials,
+    /// The logs of the partitions that denials were recorded in and that this process does not follow.
+    unfollowed: UnfollowedLogs,
     /// The positions of this process' own followers, by the partitions that they follow.
     followers: FollowerPositions,
 }
@@ -140,9 +146,9 @@ impl Recorder {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (names, keywords) = (Arc::new(names), Arc::new(keywords.into()));
-        let (recent_denials, followers) =
-            (RecentDenials::default(), watch::channel(BTreeMap::new()).1);
-        Self { ledger, names, keywords, metrics, recent_denials, followers }
+        let (recent_denials, unfollowed) = (RecentDenials::default(), UnfollowedLogs::default());
+        let followers = watch::channel(BTreeMap::new()).1;
+        Self { ledger, names, keywords, metrics, recent_denials, unfollowed, followers }
     }
 
     /// The same recorder in a process with a follower of the same ledger's one partition: see
@@ -323,6 +329,12 @@ impl Recorder {
 
     /// Reads the records of the pairs and of the ids that their events link them to, each partition in one read,
     /// with its clock. Returns the transactions whose partitions could be read; the others fail.
+    ///
+    /// Partitions on different servers have different clocks, and are not read at the same moment. A denial without a
+    /// time therefore goes by the latest clock of all of them, and what allows by the clock of its own pair's
+    /// partition: so no allow of this call counts as later than a denial of it, under whichever linked ids they are.
+    /// What was allowed in an earlier call may have gone by the clock of yet another partition, so a denial also goes
+    /// by the latest one that is known.
     async fn read_pairs<'a>(
         &self,
         secret: &KeySecret,
@@ -363,6 +375,8 @@ impl Recorder {
                 transaction.others.push((*key, stored.clone()));
             }
         }
+        let latest = clocks.values().copied().max().unwrap_or(Timestamp::MIN);
+        let known = self.ledger.latest_clock();
         let mut read = Vec::with_capacity(transactions.len());
         for mut transaction in transactions {
             let partition = layout.partition_of(transaction.key);
@@ -371,6 +385,7 @@ impl Recorder {
             match (refusal, clocks.get(&partition), stored.remove(&transaction.key)) {
                 (None, Some(clock), Some(stored)) => {
                     (transaction.clock, transaction.stored) = (*clock, stored);
+                    transaction.denial_clock = latest.max(bounded(known, *clock));
                     read.push(transaction);
                 }
                 (refusal, ..) => {
@@ -409,4 +424,9 @@ impl Recorder {
         }
         prepared
     }
+}
+
+/// What is known of the latest clock of all partitions, no more than an event may be ahead of this partition's.
+fn bounded(known: Option<Timestamp>, clock: Timestamp) -> Timestamp {
+    known.map_or(clock, |known| known.min(clock.plus(MAX_AHEAD)))
 }

@@ -27,6 +27,8 @@ pub(super) struct PairUpdate<'a> {
     /// The new history entries.
     history: Vec<HistoryEntry>,
     clock: Timestamp,
+    /// The clock that denials without a time go by: never before `clock`.
+    denial_clock: Timestamp,
     keywords: &'a Keywords,
     /// The pair's history in the ledger, if it was read.
     known: Option<&'a History>,
@@ -87,6 +89,7 @@ impl<'a> PairUpdate<'a> {
             record,
             history: Vec::new(),
             clock,
+            denial_clock: clock,
             keywords,
             known,
             is_changed: false,
@@ -98,6 +101,11 @@ impl<'a> PairUpdate<'a> {
     /// The update of a pair whose user has linked ids, or gets them by its events.
     pub(super) fn with_linked(self, linked: LinkedState) -> Self {
         Self { linked, ..self }
+    }
+
+    /// The update with this clock for denials without a time, if it is later than the one of the pair's partition.
+    pub(super) fn with_denial_clock(self, clock: Timestamp) -> Self {
+        Self { denial_clock: self.clock.max(clock), ..self }
     }
 
     /// The record after the events so far.
@@ -257,7 +265,8 @@ impl<'a> PairUpdate<'a> {
         Change { key, base: self.stored.version, update }
     }
 
-    /// Resolves the time as of which an event counts: its own, or the ledger's clock if it has none.
+    /// Resolves the time as of which an event counts: its own, or the clock of the pair's partition if it has none;
+    /// a denial that has none goes by the latest clock of the ledger's partitions.
     ///
     /// If the event's time is ahead of the ledger's clock, one of the two is wrong. An allow is clamped
     /// to the ledger's clock. A denial keeps its time, so that no event from before the denial ever
@@ -319,10 +328,11 @@ impl<'a> PairUpdate<'a> {
         self.record.state.latest().max(self.linked.latest)
     }
 
-    /// The time of a denial that has none: the ledger's clock, but no earlier than the latest event,
-    /// whose sender's clock may have been ahead.
+    /// The time of a denial that has none: the latest clock of the ledger's partitions, because an allow under
+    /// another id of the person may have counted as of that, but no earlier than the latest event, whose
+    /// sender's clock may have been ahead.
     fn assign_denial_time(&self) -> Timestamp {
-        self.latest().map_or(self.clock, |latest| latest.max(self.clock))
+        self.latest().map_or(self.denial_clock, |latest| latest.max(self.denial_clock))
     }
 
     /// The time of a link that has none: the ledger's clock, but later than the latest event under

@@ -191,6 +191,12 @@ impl RecentDenials {
         self.buffer().forget(is_erased);
     }
 
+    /// Notes that the ledger may have lost changes, so that all that is retained is replayed.
+    pub(super) fn note_loss(&self) {
+        self.buffer().note_loss();
+        self.0.unconfirmed.notify_one();
+    }
+
     pub(super) fn buffer(&self) -> MutexGuard<'_, ReplayBuffer> {
         self.0.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,8 +211,16 @@ struct Replayed {
 
 impl Recorder {
     /// Replays the retained denials and erasures whenever the ledger was detected to have lost changes,
-    /// and those whose outcome is unknown. Returns when the sender of `losses` is dropped.
-    pub async fn replay_after_loss(&self, mut losses: watch::Receiver<u64>) {
+    /// and those whose outcome is unknown. `losses` are those that the followers detect; those of partitions that
+    /// have none are looked for here. Returns when the sender of `losses` is dropped.
+    pub async fn replay_after_loss(&self, losses: watch::Receiver<u64>) {
+        tokio::select! {
+            () = self.replay_whenever_lost(losses) => {}
+            () = self.watch_unfollowed() => {}
+        }
+    }
+
+    async fn replay_whenever_lost(&self, mut losses: watch::Receiver<u64>) {
         loop {
             let is_loss = tokio::select! {
                 changed = losses.changed() => {

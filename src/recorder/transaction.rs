@@ -61,8 +61,11 @@ pub(super) struct PairTransaction<'a> {
     events: Vec<CallEvent<'a>>,
     /// The pair's record as last read, from which the next attempt starts.
     pub(super) stored: Result<StoredRecord, UnreadableRecord>,
-    /// The clock of the pair's partition, as first read.
+    /// The clock of the pair's partition, as first read. No retry goes by a later one, so that no allow becomes
+    /// later than a denial of the same call.
     pub(super) clock: Timestamp,
+    /// The clock that denials without a time go by: the latest of those that were read for the call.
+    pub(super) denial_clock: Timestamp,
     /// The records of the ids that the events link this one to, as first read. Unreadable records are
     /// left out.
     pub(super) others: Vec<(Key, StoredRecord)>,
@@ -71,7 +74,8 @@ pub(super) struct PairTransaction<'a> {
 impl<'a> PairTransaction<'a> {
     pub(super) fn new(key: Key) -> Self {
         let (events, stored, others) = (Vec::new(), Ok(StoredRecord::default()), Vec::new());
-        Self { key, events, stored, clock: Timestamp::MIN, others }
+        let (clock, denial_clock) = (Timestamp::MIN, Timestamp::MIN);
+        Self { key, events, stored, clock, denial_clock, others }
     }
 
     pub(super) fn add(&mut self, position: usize, submission: &'a Submission) {
@@ -264,6 +268,7 @@ impl Recorder {
         let history = self.history_for(transaction, stored).await?;
         let keywords = self.keywords.of(transaction.business_id());
         let update = PairUpdate::new(stored, clock, keywords, history.as_ref());
+        let update = update.with_denial_clock(transaction.denial_clock);
         let mut update = update.with_linked(propagation::linked_state(linked_ids.as_ref()));
         let outcomes: Vec<Recorded> =
             transaction.submissions().map(|one| update.add(one, secret)).collect();

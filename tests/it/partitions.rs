@@ -472,3 +472,38 @@ async fn import_that_was_broken_off_begins_again_if_one_partition_alone_was_set_
         }
     }
 }
+
+/// The partitions of a business's pairs.
+fn partitions_of(business: &str) -> Vec<u32> {
+    layout().partitions_of(BusinessId::parse(business).unwrap().tag()).collect()
+}
+
+/// It follows the partitions of another business, which lose nothing.
+#[tokio::test]
+async fn stop_that_a_partial_sidecar_recorded_where_it_follows_nothing_is_written_back_after_a_loss()
+ {
+    let (mut redis, ledger) = ledger();
+    let own = partitions_of(BUSINESS);
+    let mut others = (0..).map(|number| format!("globex{number}"));
+    let other = others.find(|other| partitions_of(other).iter().all(|one| !own.contains(one)));
+    let recorder = live(&ledger, &["--business", &other.unwrap()]).await;
+    record(&recorder, &user(0), opt_in("marketing"), "in").await;
+    record(&recorder, &user(1), opt_out("*"), "out").await;
+    for round in 0..2 {
+        let dump = redis.dump();
+        let lost = [user(2 * round), user(2 * round + 3)];
+        for user in &lost {
+            // The server was restarted, and the first command on a connection finds that out.
+            eventually("it records", async || {
+                let stop = event(user, BUSINESS, opt_out("*"));
+                recorder.records().await.record_event(stop).await.is_ok()
+            })
+            .await;
+        }
+        redis.restart_from(Some(&dump));
+        let reader = live(&ledger, &[]).await;
+        for user in &lost {
+            answers(&reader, user, BUSINESS, "marketing", Reason::OptedOutAll).await;
+        }
+    }
+}

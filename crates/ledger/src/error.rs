@@ -73,6 +73,14 @@ pub enum LedgerError {
     Unsynced(Duration),
 }
 
+/// An error of one partition, of several.
+#[derive(Debug, thiserror::Error)]
+#[error("partition {number}: {why}")]
+struct PartitionError {
+    number: u32,
+    why: Arc<dyn std::error::Error + Send + Sync>,
+}
+
 impl LedgerError {
     /// Whether there is no ledger at the configured place.
     #[must_use]
@@ -88,6 +96,22 @@ impl LedgerError {
             Self::Refused(why) => Self::Unreachable(why),
             error => error,
         }
+    }
+
+    /// The same error with the number of the partition that it is of.
+    pub(super) fn of_partition(self, number: u32) -> Self {
+        match self {
+            Self::Unreachable(why) => Self::Unreachable(Arc::new(PartitionError { number, why })),
+            Self::Refused(why) => Self::Refused(Arc::new(PartitionError { number, why })),
+            error => error,
+        }
+    }
+
+    /// The cause as the partition reported it, if this is an error of Redis.
+    pub(super) fn redis_cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        let (Self::Refused(why) | Self::Unreachable(why)) = self else { return None };
+        let of_partition = why.downcast_ref::<PartitionError>().map(|error| &*error.why);
+        Some(of_partition.unwrap_or(&**why))
     }
 
     /// Whether a change that failed with this error may have been written all the same.
@@ -120,9 +144,6 @@ impl LedgerError {
     /// pointless.
     #[must_use]
     pub fn needs_an_operator(&self) -> bool {
-        match self {
-            Self::Refused(why) | Self::Unreachable(why) => redis::needs_an_operator(&**why),
-            _ => false,
-        }
+        self.redis_cause().is_some_and(redis::needs_an_operator)
     }
 }

@@ -92,6 +92,12 @@ impl FollowerPosition {
         FollowerCheckpoint { restarts: steps.restarts, end: steps.end }
     }
 
+    /// Whether it has moved along one branch of the log, without a jump, since it was at `before`.
+    #[must_use]
+    pub fn continues(&self, before: FollowerCheckpoint) -> bool {
+        self.steps().restarts == before.restarts
+    }
+
     /// Whether the follower has certainly applied the change of this version, which was appended
     /// after it was at `before`. `false` may also mean that this is unknown.
     #[must_use]

@@ -144,6 +144,16 @@ impl Ledger {
         Ok(self.identity_of_any().await?.secret.clone())
     }
 
+    /// Whether some pairs have keys that name no business: see [`Identity::has_nameless`]. It is known for as long as
+    /// any partition is.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if there was no contact yet, and the ledger does not answer.
+    pub async fn has_nameless(&self) -> Result<bool, LedgerError> {
+        Ok(self.identity_of_any().await?.has_nameless)
+    }
+
     /// The identity of any partition, the first one if that is known. All but its epoch is the same for all of them.
     async fn identity_of_any(&self) -> Result<Arc<Identity>, LedgerError> {
         match self {

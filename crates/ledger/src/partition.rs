@@ -12,6 +12,7 @@ use super::{
 use consentd_core::businesses::Businesses;
 use consentd_core::partition::Layout;
 use consentd_core::record::Revision;
+use consentd_core::time::Timestamp;
 
 /// One partition of a ledger; clones share it. Each has a log, revisions, an epoch and a proof of its own. A file
 /// has one.
@@ -47,6 +48,17 @@ impl Ledger {
         match self {
             Self::Embedded(_) => Ok(Layout::SINGLE),
             Self::Redis(ledger) => ledger.layout().await,
+        }
+    }
+
+    /// The latest of the clocks of several partitions now, as far as this process knows them from what they answered
+    /// lately; no partition is asked. It may be a little less than that clock shows. `None` for a ledger with one
+    /// partition, whose clock each read returns.
+    #[must_use]
+    pub fn latest_clock(&self) -> Option<Timestamp> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Redis(ledger) => ledger.latest_clock(),
         }
     }
 

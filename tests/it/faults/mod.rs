@@ -13,6 +13,7 @@ pub mod load;
 mod losses;
 mod messages;
 mod outages;
+mod partition_clocks;
 mod partition_moves;
 mod partition_people;
 mod partition_rows;

@@ -171,3 +171,47 @@ async fn stop_under_one_id_is_enforced_under_the_linked_one_of_another_shard() {
         both_are_out(&scene, person).await;
     }
 }
+
+/// Erases a user, at every business if none is named; gives how many pairs were erased.
+async fn erase(scene: &Scene, user: &str, business: &str) -> Result<u32, tonic::Status> {
+    let (user_id, business_id) = (user.to_owned(), business.to_owned());
+    let mut records = scene.recorder.records().await;
+    let erased = records.erase_user(pb::EraseUserRequest { user_id, business_id }).await;
+    erased.map(|erased| erased.into_inner().erased_count)
+}
+
+/// While a shard is lost, whoever has nothing there is erased all the same; of the others nothing is claimed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn erase_waits_for_no_shard_that_has_nothing_of_the_person() {
+    let mut scene = Scene::set(Cluster::start(&KEEPING), &[]).await;
+    let lost_place = scene.cluster.owner();
+    let (lost, left) = scene.split(lost_place);
+    let [there, here] =
+        [lost[0], left[0]].map(|one| users_in(scene.layout, one, "erased-", 1).remove(0));
+    let [near, far] =
+        [left[1], lost[1]].map(|one| users_in(scene.layout, one, "both-", 1).remove(0));
+    let (history, mut records) = (History::default(), scene.recorder.records().await);
+    for user in [&there, &here, &near, &far] {
+        scene.say(&history, user, Did::OptIn, "marketing").await;
+    }
+    let link = What::Link(pb::Link { other_user_id: far.clone(), moved: false });
+    records.record_event(event(&near, BUSINESS, link)).await.unwrap();
+    let places = scene.kill_shard(lost_place);
+    scene.denies_only(&scene.recorder, &lost).await;
+    assert_eq!(erase(&scene, &here, BUSINESS).await.unwrap(), 1);
+    assert_eq!(reason(&scene.recorder, &here).await, Reason::Suppressed);
+    // Her other pairs, or her linked ids, cannot be looked for, and it is said where.
+    for (user, business) in [(&there, BUSINESS), (&near, BUSINESS), (&here, "")] {
+        let refused = erase(&scene, user, business).await.unwrap_err();
+        let said = refused.message();
+        assert_eq!(refused.code(), Code::Unavailable, "{said}");
+        let names_it = |one: &u32| said.contains(&format!("partition {one}"));
+        assert!(lost.iter().any(names_it), "{said}, but {lost:?} are lost");
+    }
+    assert_eq!(reason(&scene.recorder, &near).await, Reason::OptedIn, "nothing of her is erased");
+    scene.start_again(places.into_iter().rev());
+    scene.live().await;
+    assert_eq!(erase(&scene, &near, "").await.unwrap(), 2);
+    assert_eq!(erase(&scene, &there, BUSINESS).await.unwrap(), 1);
+    assert_eq!(erase(&scene, &here, "").await.unwrap(), 0);
+}

@@ -232,10 +232,7 @@ impl RedisRejection {
     /// The rejection that caused a ledger's error, if one did.
     #[must_use]
     pub fn of(error: &LedgerError) -> Option<&Self> {
-        match error {
-            LedgerError::Refused(why) | LedgerError::Unreachable(why) => why.downcast_ref(),
-            _ => None,
-        }
+        error.redis_cause()?.downcast_ref()
     }
 
     /// The value of the metrics' label.

@@ -17,6 +17,7 @@ mod error;
 mod fsync_check;
 mod history;
 mod keyspace;
+mod known_clock;
 mod missing_keys;
 mod origin;
 mod partitions;
@@ -51,6 +52,7 @@ use self::error::RedisFailure;
 pub use self::error::RedisRejection;
 use self::keyspace::Keyspace;
 pub(crate) use self::keyspace::holds_statements;
+use self::known_clock::KnownClock;
 use self::missing_keys::MissingKeys;
 use self::origin::Origins;
 pub use self::partitions::{BackgroundTask, PartitionStatus, Redis};
@@ -191,6 +193,8 @@ struct Shared {
     missing_keys: Mutex<MissingKeys>,
     /// The server that was found to sync its append-only file before it confirms.
     fsync_proof: tokio::sync::Mutex<Option<fsync_check::FsyncProof>>,
+    /// The clock of the partition's server.
+    known_clock: KnownClock,
     /// Bounds the reads of histories that are under way.
     history_reads: tokio::sync::Semaphore,
     /// Made when the partition is first listened to.
@@ -247,6 +251,7 @@ impl RedisPartition {
             checked_server: Mutex::default(),
             missing_keys: Mutex::default(),
             fsync_proof: tokio::sync::Mutex::default(),
+            known_clock: KnownClock::default(),
             history_reads: tokio::sync::Semaphore::new(MAX_READS),
             announcements: OnceLock::new(),
             held: RwLock::default(),

@@ -319,6 +319,13 @@ impl Redis {
         self.0.closed.cancelled().await;
     }
 
+    /// The latest of the clocks of several partitions now, as far as they have answered lately.
+    pub(crate) fn latest_clock(&self) -> Option<Timestamp> {
+        let layout = self.known_layout().filter(|layout| layout.partitions() > 1);
+        let now = consentd_os::clock::boot();
+        layout.and_then(|_| self.made().filter_map(|one| one.shared.known_clock.now(now)).max())
+    }
+
     /// Reads pairs' records, each in the partition of its place, and the latest of the partitions' clocks.
     pub(crate) async fn read(&self, keys: Vec<Key>) -> Result<Read, LedgerError> {
         let layout = self.layout().await?;
@@ -333,7 +340,10 @@ impl Redis {
         let reads = parts.0.iter().map(|(number, places)| {
             let keys: Vec<_> =
                 places.iter().filter_map(|place| keys.get(*place)).copied().collect();
-            async move { self.get(*number).ok_or(LedgerError::Closed)?.read(keys).await }
+            async move {
+                let read = self.get(*number).ok_or(LedgerError::Closed)?.read(keys).await;
+                read.map_err(|error| error.of_partition(*number))
+            }
         });
         let reads = futures_util::future::try_join_all(reads).await?;
         let mut clock = Timestamp::saturating_from_millis(0);
@@ -414,7 +424,10 @@ impl Redis {
     pub(crate) async fn events_after(&self, cursor: Cursor) -> Result<Events, LedgerError> {
         let (layout, number) = (self.layout().await?, cursor.partition);
         let partition = self.get(number).ok_or(LedgerError::Closed)?;
-        let mut events = partition.events_after(cursor).await?;
+        let mut events = match partition.events_after(cursor).await {
+            Err(error) if layout.partitions() > 1 => return Err(error.of_partition(number)),
+            events => events?,
+        };
         let next = number.saturating_add(1);
         match &mut events.next {
             Some(cursor) => cursor.partition = number,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::conn::Connection;
 use super::error::{RedisFailure, RedisRejection, ResponseTimeout};
@@ -21,6 +22,7 @@ use consentd_core::id::Key;
 use consentd_core::partition::Layout;
 use consentd_core::record::{Record, Revision};
 use consentd_core::time::Timestamp;
+use consentd_os::clock::boot;
 
 /// The approximate maximum size of a page of the log, in bytes, so that a reply does not delay other
 /// clients.
@@ -145,8 +147,10 @@ impl Shared {
             args.push(pair.to_bytes().to_vec());
         }
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-        let mut answer = Answer::of(scripts::READ_PAIRS.run(&self.reads, &keys, &args).await?)?;
-        let clock = clock(&mut answer)?;
+        let answer = scripts::READ_PAIRS.run(&self.reads, &keys, &args).await?;
+        let answered = boot();
+        let mut answer = Answer::of(answer)?;
+        let clock = self.known_clock.note(server_time(&mut answer)?, answered);
         let mut values = Vec::with_capacity(pairs.len());
         for pair in pairs {
             values.push(match answer.next()? {
@@ -316,18 +320,20 @@ impl Shared {
             self.ensure_supported(&connection).await?;
             self.check_for_missing_keys(&connection).await?;
             let answer = scripts::POLL.run_on(connections, &connection, &fence, &args).await?;
+            let answered = boot();
             self.ensure_slot_is_here(&connection).await?;
             // An isolated former primary answers, too, and its answer proves nothing.
             // In less than the time of a poll, so that the error says which of those that name the primary is missing.
             let confirmed = connections.confirm_primary_within(&connection, within.mul_f64(0.6));
             confirmed.await.map_err(RedisFailure::NotSent)?;
-            Ok(answer)
+            Ok((answer, answered))
         };
         let Ok(proven) = tokio::time::timeout(within, proof).await else {
             connections.discard(&connection);
             return Err(RedisFailure::NoReply(Arc::new(ResponseTimeout(within))));
         };
-        let mut answer = Answer::of(proven?)?;
+        let (answer, answered) = proven?;
+        let mut answer = Answer::of(answer)?;
         let epoch = answer.exactly()?;
         let end = Position { epoch, revision: answer.number()?, head: answer.exactly()? };
         let (encoded, buckets) = (answer.bytes()?, answer.number()?);
@@ -337,7 +343,7 @@ impl Shared {
         let buckets = u32::try_from(buckets)
             .map_err(|_| RedisFailure::Rejected(RedisRejection::MalformedReply))?;
         let accepted = answer.number()?;
-        let clock = clock(&mut answer)?;
+        let clock = self.known_clock.note(server_time(&mut answer)?, answered);
         let lost = answer.bytes()?;
         let layout = self.layout(answer.number()?, answer.number()?, answer.number()?)?;
         let ledger = answer.bytes()?;
@@ -423,10 +429,9 @@ fn count(number: usize) -> u64 {
 }
 
 /// Decodes the ledger's clock: seconds and microseconds.
-fn clock(answer: &mut Answer) -> Result<Timestamp, RedisFailure> {
-    let (seconds, micros) = (answer.number()?, answer.number()?);
-    let millis = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
-    Ok(Timestamp::saturating_from_millis(i64::try_from(millis).unwrap_or(i64::MAX)))
+fn server_time(answer: &mut Answer) -> Result<Duration, RedisFailure> {
+    Ok(Duration::from_secs(answer.number()?)
+        .saturating_add(Duration::from_micros(answer.number()?)))
 }
 
 /// Decodes the log entries after revision `after`. The first entry in the reply is the one at `after`: its
