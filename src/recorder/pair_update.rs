@@ -28,7 +28,7 @@ pub(super) struct PairUpdate<'a> {
     history: Vec<HistoryEntry>,
     clock: Timestamp,
     /// The clock that denials without a time go by: never before `clock`.
-    denial_clock: Timestamp,
+    pub(super) denial_clock: Timestamp,
     keywords: &'a Keywords,
     /// The pair's history in the ledger, if it was read.
     known: Option<&'a History>,
@@ -101,11 +101,6 @@ impl<'a> PairUpdate<'a> {
     /// The update of a pair whose user has linked ids, or gets them by its events.
     pub(super) fn with_linked(self, linked: LinkedState) -> Self {
         Self { linked, ..self }
-    }
-
-    /// The update with this clock for denials without a time, if it is later than the one of the pair's partition.
-    pub(super) fn with_denial_clock(self, clock: Timestamp) -> Self {
-        Self { denial_clock: self.clock.max(clock), ..self }
     }
 
     /// The record after the events so far.

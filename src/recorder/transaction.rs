@@ -267,8 +267,8 @@ impl Recorder {
         let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
         let history = self.history_for(transaction, stored).await?;
         let keywords = self.keywords.of(transaction.business_id());
-        let update = PairUpdate::new(stored, clock, keywords, history.as_ref());
-        let update = update.with_denial_clock(transaction.denial_clock);
+        let mut update = PairUpdate::new(stored, clock, keywords, history.as_ref());
+        update.denial_clock = transaction.denial_clock.max(clock);
         let mut update = update.with_linked(propagation::linked_state(linked_ids.as_ref()));
         let outcomes: Vec<Recorded> =
             transaction.submissions().map(|one| update.add(one, secret)).collect();

@@ -78,8 +78,8 @@ mod tests {
         assert_eq!(clock.now(boot(40)), Some(shown(0)));
         assert_eq!(clock.now(boot(1_040)), Some(shown(1_000)));
         // One that took 1 ms says more, and one that took 300 ms does not say less.
-        clock.note(SHOWN + Duration::from_millis(2_000), boot(2_001));
-        clock.note(SHOWN + Duration::from_millis(3_000), boot(3_300));
+        clock.note(SHOWN + Duration::from_secs(2), boot(2_001));
+        clock.note(SHOWN + Duration::from_secs(3), boot(3_300));
         assert_eq!(clock.now(boot(4_001)), Some(shown(4_000)));
     }
 
