@@ -86,6 +86,28 @@ async fn partition_of_another_ledger_is_refused_until_the_right_backup_is_there(
 }
 
 #[tokio::test]
+async fn partitions_of_another_ledger_are_told_from_the_others_whichever_are_read_first() {
+    let folder = tempfile::tempdir().unwrap();
+    for server in servers(&folder) {
+        create(server.target(), eight()).await.unwrap();
+        let mut client = server.client().await;
+        for partition in 1..4 {
+            let meta = meta(&mut client, partition).await;
+            flip(&mut client, &meta, "secret").await;
+        }
+        let open = open_redis(&server, Options::default());
+        let report = open.ledger.verify(Depth::Records, &mut |_| {}).await.unwrap();
+        assert_eq!(report.found, 3, "{report:?}");
+        open.close().await;
+        let open = open_redis(&server, Options::default());
+        let Ledger::Redis(fresh) = &open.ledger else { unreachable!() };
+        let status = fresh.status().await.unwrap();
+        assert_eq!(status.iter().filter(|one| one.is_err()).count(), 3);
+        open.close().await;
+    }
+}
+
+#[tokio::test]
 async fn ledger_that_is_replaced_as_a_whole_is_followed_once_its_partitions_agree() {
     let folder = tempfile::tempdir().unwrap();
     for server in servers(&folder) {

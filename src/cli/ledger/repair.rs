@@ -103,7 +103,7 @@ async fn run(args: ScrubArgs, mode: RepairMode, instead: &str) -> anyhow::Result
         output::line(&match done.len() {
             0 => "nothing would be done".to_owned(),
             1 => "1 thing would be mended".to_owned(),
-            more => format!("{} things would be mended", count(more)),
+            several => format!("{} things would be mended", count(several)),
         })?;
         return Ok(verdict);
     }

@@ -157,7 +157,7 @@ pub(super) async fn complete(places: &[&Place], ledger: &[u8]) {
             marks.push(place.complete(ledger));
         }
     }
-    futures_util::stream::iter(marks).buffer_unordered(NODES_AT_ONCE).collect().await
+    futures_util::stream::iter(marks).buffer_unordered(NODES_AT_ONCE).collect::<()>().await;
 }
 
 /// What is in the place of a partition.

@@ -33,13 +33,12 @@ pub(super) async fn ensure_no_other(target: Target, layout: Layout) -> Result<()
     at(first.primary.clone()).connection().await.map_err(CreateError::Redis)?;
     let mut by_node: HashMap<String, (ConnectionManager, Vec<&Other>)> = HashMap::new();
     for other in &others {
-        let address = match other.primary.known() {
-            Some(primary) => primary.address.to_string(),
+        let address = if let Some(primary) = other.primary.known() {
+            primary.address.to_string()
+        } else {
             // Most likely nobody has it, which is the error.
-            None => {
-                let connection = at(other.primary.clone()).connection().await;
-                connection.map_err(CreateError::Redis)?.address()
-            }
+            let connection = at(other.primary.clone()).connection().await;
+            connection.map_err(CreateError::Redis)?.address()
         };
         let node = by_node.entry(address);
         node.or_insert_with(|| (at(other.primary.clone()), Vec::new())).1.push(other);
