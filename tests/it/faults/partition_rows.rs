@@ -12,7 +12,7 @@ use tonic::Code;
 use super::cluster::{Cluster, wait_until};
 use super::history::now;
 use super::load::BUSINESS;
-use super::partition_stage::{Crowd, KEEPING, PARTITIONS, Scene, is_in, is_out, reason};
+use super::partition_stage::{Crowd, KEEPING, PARTITIONS, Scene, is_in, is_out, reason, users_in};
 use super::stage::{live_within, metric, status};
 use crate::sidecar::{PATIENCE, event, eventually, opt_out, question, run};
 
@@ -128,9 +128,11 @@ async fn sidecars_that_start_without_the_first_partitions_shard_answer_and_recor
     let of_lost = checks.can_send(question(&theirs.users[0], BUSINESS, "marketing")).await;
     assert_eq!(of_lost.unwrap_err().code(), Code::Unavailable);
     assert_eq!(started.get("/readyz").await.0, 503);
-    // It records, too, one by one and in a stream, and says of the ledger what it can.
+    // It records, too, one by one and in a stream: about users of whom nobody else writes.
     let stop = |user: &str| event(user, BUSINESS, opt_out("*"));
-    let [one, other] = [&others.users[0], others.users.last().unwrap()];
+    let outsiders = [kept[0], kept[kept.len() - 1]]
+        .map(|partition| users_in(scene.layout, partition, "outside", 1).remove(0));
+    let [one, other] = [&outsiders[0], &outsiders[1]];
     started.records().await.record_event(stop(one)).await.unwrap();
     let in_stream = pb::RecordEventsRequest {
         event: stop(other).event,
