@@ -3,7 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Redis;
 use consentd_core::time::Timestamp;
+use consentd_os::clock;
 
 /// For how long a server's answer says what its clock shows.
 const MAX_AGE: Duration = Duration::from_mins(10);
@@ -43,6 +45,15 @@ impl KnownClock {
         let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.filter(|known| boot.saturating_sub(known.answered) <= MAX_AGE)?;
         Some(as_timestamp(known.at_boot.saturating_add(micros(boot))))
+    }
+}
+
+impl Redis {
+    /// The latest of the clocks of several partitions now, as far as they have answered lately.
+    pub(crate) fn latest_clock(&self) -> Option<Timestamp> {
+        let layout = self.known_layout().filter(|layout| layout.partitions() > 1);
+        let now = clock::boot();
+        layout.and_then(|_| self.made().filter_map(|one| one.shared.known_clock.now(now)).max())
     }
 }
 

@@ -279,7 +279,7 @@ impl Redis {
     }
 
     /// The partitions that were needed so far.
-    fn made(&self) -> impl Iterator<Item = &RedisPartition> {
+    pub(super) fn made(&self) -> impl Iterator<Item = &RedisPartition> {
         let others = self.0.others.get().into_iter().flatten().filter_map(OnceLock::get);
         std::iter::once(&self.0.first).chain(others)
     }
@@ -287,13 +287,6 @@ impl Redis {
     pub(crate) async fn close(&self) {
         self.0.common.closing.cancel();
         self.0.closed.cancelled().await;
-    }
-
-    /// The latest of the clocks of several partitions now, as far as they have answered lately.
-    pub(crate) fn latest_clock(&self) -> Option<Timestamp> {
-        let layout = self.known_layout().filter(|layout| layout.partitions() > 1);
-        let now = consentd_os::clock::boot();
-        layout.and_then(|_| self.made().filter_map(|one| one.shared.known_clock.now(now)).max())
     }
 
     /// Reads pairs' records, each in the partition of its place, and the latest of the partitions' clocks.
