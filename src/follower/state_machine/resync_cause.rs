@@ -11,8 +11,8 @@ pub enum ResyncCause {
     Epoch,
     /// There is no ledger at the address any more.
     #[error(
-        "the ledger is gone, and with it what it held: bring it back from a backup, or make a new \
-         one with `consentd init`"
+        "the ledger, or this partition of it, is gone with what it held: bring it back from a backup or, if \
+         nothing of the ledger is needed any more, make a new one with `consentd init`"
     )]
     Missing,
     /// The log is a fork of what is applied: the ledger has lost changes, or replaced them.
