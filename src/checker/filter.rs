@@ -27,7 +27,7 @@ pub struct Campaign<'a> {
 pub struct FilterResult {
     /// How long ago the table was proven to be current.
     pub staleness: Duration,
-    /// As in [`CheckResult::stricter`].
+    /// As in [`CheckResult::stricter`](super::CheckResult::stricter).
     pub stricter: Option<Class>,
 }
 
