@@ -322,23 +322,29 @@ class TestThreads:
     def test_last_one_to_be_woken_joins_the_next_batch(
         self, server: FakeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Much longer than a busy machine holds a thread up, and much shorter than an answer takes.
-        monkeypatch.setattr("consentd._coalescing.GATHER_SECONDS", 0.05)
-        callers, turns = 16, 10
-        server.seconds = 0.2
-        with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client:
+        # Shorter than an answer takes: a thread that was late once is then never again with the others.
+        monkeypatch.setattr("consentd._coalescing.GATHER_SECONDS", 0.2)
+        callers, turns, attempts = 16, 4, 8
+        server.seconds = 0.3
 
-            def caller() -> None:
-                for _ in range(turns):
-                    assert client.may_send("yes", "acme", "marketing")
+        def calls() -> int:
+            before = len(server.batches) + len(server.singles)
+            with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client:
 
-            threads = [threading.Thread(target=caller) for _ in range(callers)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        # One for each turn, and a few more where a thread was held up. Without it they are two for each turn.
-        assert len(server.batches) + len(server.singles) < 1.5 * turns
+                def caller() -> None:
+                    for _ in range(turns):
+                        assert client.may_send("yes", "acme", "marketing")
+
+                threads = [threading.Thread(target=caller) for _ in range(callers)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            return len(server.batches) + len(server.singles) - before
+
+        # One for each turn, and one more at the start. A busy machine may hold a thread up now and then; where the last
+        # one is left behind by design, it is two for each turn every time.
+        assert any(calls() < 1.5 * turns for _ in range(attempts))
 
     def test_each_call_has_its_own_deadline(self, server: FakeServer) -> None:
         with consentd.Client(server.address, timeout=AMPLE_SECONDS) as client:
