@@ -1,7 +1,8 @@
 //! Webhooks on a redis-server of its own: how long one update takes, and how many a second are
 //! recorded in batches of a thousand. The real binary, over TCP.
 //!
-//! `cargo bench --bench webhook` sends 200,000 updates in batches; `-- 1000000` so many.
+//! `cargo bench --bench webhook` sends 200,000 updates in batches; `-- 1000000` so many. With `--beside PATH` it
+//! measures this program and another one by turns, and divides what both did.
 
 #![allow(
     clippy::cast_precision_loss,
@@ -13,13 +14,14 @@
 mod sidecar;
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
-use sidecar::{BINARY, Sidecar, run};
+use sidecar::{BINARY, Sidecar};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -45,13 +47,55 @@ impl Drop for Server {
     }
 }
 
-fn main() {
-    let updates = std::env::args().skip(1).find_map(|arg| arg.parse::<u64>().ok());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(measure(updates.unwrap_or(200_000)));
+/// How often each program is measured where there are two.
+const ROUNDS: usize = 7;
+
+/// How many updates a second were answered.
+struct Rates {
+    one_at_a_time: f64,
+    sixteen_at_once: f64,
+    batches: f64,
 }
 
-async fn measure(updates: u64) {
+fn main() {
+    let updates = std::env::args().skip(1).find_map(|arg| arg.parse::<u64>().ok());
+    let updates = updates.unwrap_or(200_000);
+    let other = std::env::args().skip_while(|arg| arg != "--beside").nth(1);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match other {
+        Some(other) => runtime.block_on(compare(Path::new(&other), updates)),
+        None => drop(runtime.block_on(measure(Path::new(BINARY), updates))),
+    }
+}
+
+/// Measures this program and another one by turns, and prints the ratios of each round.
+async fn compare(other: &Path, updates: u64) {
+    let mut rounds = Vec::new();
+    for round in 1..=ROUNDS {
+        println!("round {round}, this:");
+        let this = measure(Path::new(BINARY), updates).await;
+        println!("round {round}, the other:");
+        rounds.push((this, measure(other, updates).await));
+    }
+    let figures: [(&str, fn(&Rates) -> f64); 3] = [
+        ("single updates, one at a time", |rates| rates.one_at_a_time),
+        ("single updates, 16 at once", |rates| rates.sixteen_at_once),
+        ("batches", |rates| rates.batches),
+    ];
+    for (what, figure) in figures {
+        let ratios = rounds.iter().map(|(this, other)| figure(this) / figure(other));
+        let mut ratios: Vec<f64> = ratios.collect();
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "{what}, this a second divided by the other: {:.3} in the median, {:.3} to {:.3}",
+            ratios[ROUNDS / 2],
+            ratios[0],
+            ratios[ROUNDS - 1],
+        );
+    }
+}
+
+async fn measure(program: &Path, updates: u64) -> Rates {
     let folder = tempfile::tempdir().unwrap();
     let inside = |name: &str| folder.path().join(name).display().to_string();
     let socket = inside("redis.sock");
@@ -63,8 +107,8 @@ async fn measure(updates: u64) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let ledger = format!("redis+unix://{socket}");
-    let (code, _, error) = run(&["init", "--ledger", &ledger]);
-    assert_eq!(code, 0, "{error}");
+    let made = Command::new(program).args(["init", "--ledger", &ledger]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     std::fs::write(inside("secret"), SECRET).unwrap();
     std::fs::write(inside("token"), "a verify token of its own").unwrap();
     std::fs::write(inside("consentd.toml"), "[whatsapp.numbers]\n1 = \"acme\"\n").unwrap();
@@ -76,20 +120,21 @@ async fn measure(updates: u64) {
         ["--webhook-verify-token-file", &token],
     ]
     .concat();
-    let sidecar = Sidecar::try_start_by(Command::new(BINARY), &ledger, &flags, &[]).unwrap();
+    let sidecar = Sidecar::try_start_by(Command::new(program), &ledger, &flags, &[]).unwrap();
     sidecar.wait_until_live().await;
     let address = sidecar.webhook.clone();
 
-    singles(&address, 1, "one at a time").await;
-    singles(&address, CALLERS, "16 at once").await;
-    batches(&address, updates).await;
-    batches(&address, updates).await;
+    let one_at_a_time = singles(&address, 1, "one at a time").await;
+    let sixteen_at_once = singles(&address, CALLERS, "16 at once").await;
+    let first = batches(&address, updates).await;
+    let second = batches(&address, updates).await;
     let (_, metrics) = sidecar.get("/metrics").await;
     for line in metrics.lines().filter(|line| {
         line.starts_with("consent_webhook_updates_total{kind=\"message\"") && !line.ends_with(" 0")
     }) {
         println!("{line}");
     }
+    Rates { one_at_a_time, sixteen_at_once, batches: f64::midpoint(first, second) }
 }
 
 fn payload(messages: impl Iterator<Item = String>) -> Vec<u8> {
@@ -158,7 +203,8 @@ impl Connection {
     }
 }
 
-async fn singles(address: &str, callers: u64, how: &str) {
+/// Returns how many were answered a second.
+async fn singles(address: &str, callers: u64, how: &str) -> f64 {
     let mut tasks = JoinSet::new();
     let begun = Instant::now();
     for caller in 0..callers {
@@ -180,17 +226,19 @@ async fn singles(address: &str, callers: u64, how: &str) {
     while let Some(took) = tasks.join_next().await {
         all.add(took.unwrap()).unwrap();
     }
+    let rate = all.len() as f64 / begun.elapsed().as_secs_f64();
     println!(
-        "single updates, {how}: {:.0} a second; p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
-        all.len() as f64 / begun.elapsed().as_secs_f64(),
+        "single updates, {how}: {rate:.0} a second; p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
         all.value_at_quantile(0.5) as f64 / 1_000.0,
         all.value_at_quantile(0.99) as f64 / 1_000.0,
         all.max() as f64 / 1_000.0,
     );
+    rate
 }
 
-/// All updates, of so many users as there are updates; what is sent is made before.
-async fn batches(address: &str, updates: u64) {
+/// All updates, of so many users as there are updates; what is sent is made before. Returns how many were answered
+/// a second.
+async fn batches(address: &str, updates: u64) -> f64 {
     let requests = updates.div_ceil(BATCH);
     let now = seconds();
     let made = |batch: u64| {
@@ -220,11 +268,12 @@ async fn batches(address: &str, updates: u64) {
     while let Some(took) = tasks.join_next().await {
         all.add(took.unwrap()).unwrap();
     }
+    let rate = (requests * BATCH) as f64 / begun.elapsed().as_secs_f64();
     println!(
-        "batches of {BATCH}, {AT_ONCE} at once: {:.0} updates a second; a request p50 {:.1} ms, p99 \
+        "batches of {BATCH}, {AT_ONCE} at once: {rate:.0} updates a second; a request p50 {:.1} ms, p99 \
          {:.1} ms",
-        (requests * BATCH) as f64 / begun.elapsed().as_secs_f64(),
         all.value_at_quantile(0.5) as f64 / 1_000.0,
         all.value_at_quantile(0.99) as f64 / 1_000.0,
     );
+    rate
 }

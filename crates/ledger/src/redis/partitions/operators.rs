@@ -20,14 +20,25 @@ impl Redis {
         }
     }
 
-    /// All partitions for an operator's command, even if the first one is missing, or its meta key is so damaged that
-    /// it has no identity.
+    /// All partitions for an operator's command, once it is known which ledger each is of: a foreign one is judged by
+    /// most of the others.
+    async fn all_for_operator(&self) -> Result<Vec<&RedisPartition>, LedgerError> {
+        self.layout_for_operator().await?;
+        let all = self.all().await?;
+        let mut reads = Vec::with_capacity(all.len());
+        for partition in &all {
+            reads.push(partition.ends());
+        }
+        // Those that cannot be read are reported when it is their turn.
+        let reads = futures_util::stream::iter(reads).buffer_unordered(PARTITIONS_AT_ONCE);
+        reads.for_each(|_| std::future::ready(())).await;
+        Ok(all)
+    }
+
+    /// As above, or the first partition alone if its meta key is so damaged that it has no identity: that is what a
+    /// verification reports.
     async fn all_or_first(&self) -> Result<Vec<&RedisPartition>, LedgerError> {
-        let all = match self.layout_for_operator().await {
-            Ok(_) => self.all().await,
-            Err(error) => Err(error),
-        };
-        match all {
+        match self.all_for_operator().await {
             Err(error)
                 if matches!(RedisRejection::of(&error), Some(RedisRejection::MalformedReply)) =>
             {
@@ -44,10 +55,7 @@ impl Redis {
     ///
     /// [`LedgerError`] if the layout is not known, because neither the first partition nor another can be reached.
     pub async fn status(&self) -> Result<Vec<PartitionStatus>, LedgerError> {
-        self.layout_for_operator().await?;
-        let all = self.all().await?;
-        learn_origins(&all).await;
-        let all = all.into_iter();
+        let all = self.all_for_operator().await?.into_iter();
         let all = all.map(|one| async move { Ok((one.ends().await?, one.status().await?)) });
         Ok(futures_util::stream::iter(all).buffered(PARTITIONS_AT_ONCE).collect().await)
     }
@@ -75,7 +83,6 @@ impl Redis {
         let all = self.all_or_first().await?;
         let mut total = TotalProgress::new(all.len(), report_progress);
         let mut unread = Unread::of(all.len());
-        learn_origins(&all).await;
         for (before, partition) in (0..).zip(all) {
             let verified = async {
                 partition.ensure_is_there().await?;
@@ -105,7 +112,6 @@ impl Redis {
         let all = self.all_or_first().await?;
         let mut total = TotalProgress::new(all.len(), report_progress);
         let mut unread = Unread::of(all.len());
-        learn_origins(&all).await;
         for (before, partition) in (0..).zip(all) {
             let part = async {
                 partition.ensure_is_there().await?;
@@ -121,17 +127,6 @@ impl Redis {
         }
         Ok(repaired)
     }
-}
-
-/// Learns which ledger each partition is of, before any of them is judged by most of the others.
-async fn learn_origins(all: &[&RedisPartition]) {
-    let mut reads = Vec::with_capacity(all.len());
-    for partition in all {
-        reads.push(partition.ends());
-    }
-    // Those that cannot be read are reported when it is their turn.
-    let reads = futures_util::stream::iter(reads).buffer_unordered(PARTITIONS_AT_ONCE);
-    reads.for_each(|_| std::future::ready(())).await;
 }
 
 /// The partitions that an operator's command cannot read.
