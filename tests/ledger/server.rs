@@ -174,7 +174,8 @@ pub(super) async fn lossy(
                     length = server.read(&mut answered) => {
                         let Ok(length @ 1..) = length else { return };
                         let ours = &answered[..length];
-                        let is_outcome = writes && ours.starts_with(b"*2\r\n:");
+                        // The announcement's receivers, the outcome of one change, and heads.
+                        let is_outcome = writes && ours.starts_with(b"*3\r\n:");
                         if is_outcome && !lost.swap(true, Ordering::SeqCst) {
                             let (go_on, told) = oneshot::channel();
                             losing.send(go_on).await.unwrap();

@@ -263,23 +263,30 @@ pub(super) fn decode_outcomes(
 ) -> Result<(bool, Vec<Outcome>), RedisFailure> {
     let mut answer = Answer::of(answer)?;
     let is_announced = answer.next()? != redis::Value::Int(-1);
-    let outcome = |_| {
-        Ok(match answer.next()? {
+    let outcomes: Vec<_> = (0..count).map(|_| answer.next()).collect::<Result<_, _>>()?;
+    let redis::Value::BulkString(heads) = answer.next()? else {
+        return Err(RedisFailure::Rejected(RedisRejection::MalformedReply));
+    };
+    let (heads, rest) = heads.as_chunks::<8>();
+    let mut heads = heads.iter();
+    let mut outcome = |outcome| {
+        Some(match outcome {
             redis::Value::Int(0) => Outcome::Unchanged,
             redis::Value::Int(-1) => Outcome::BucketLost,
             redis::Value::Int(-2) => Outcome::HistoriesLost,
-            written @ redis::Value::Array(_) => {
-                let mut written = Answer::of(written)?;
-                let (revision, head_prefix) = (written.number()?, written.exactly()?);
-                Outcome::Committed(Version {
-                    revision,
-                    head_prefix: u64::from_be_bytes(head_prefix),
-                })
+            redis::Value::Int(revision) => {
+                let revision = revision.try_into().ok()?;
+                let head_prefix = u64::from_be_bytes(*heads.next()?);
+                Outcome::Committed(Version { revision, head_prefix })
             }
             redis::Value::BulkString(value) => Outcome::Conflict(Some(value)),
             redis::Value::Nil | redis::Value::Boolean(false) => Outcome::Conflict(None),
-            _ => return Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
+            _ => return None,
         })
     };
-    Ok((is_announced, (0..count).map(outcome).collect::<Result<_, _>>()?))
+    let outcomes: Option<Vec<_>> = outcomes.into_iter().map(&mut outcome).collect();
+    match outcomes {
+        Some(outcomes) if heads.next().is_none() && rest.is_empty() => Ok((is_announced, outcomes)),
+        _ => Err(RedisFailure::Rejected(RedisRejection::MalformedReply)),
+    }
 }
