@@ -344,53 +344,59 @@ impl Recorder {
         // The identity was read, and with it the layout.
         let layout = self.ledger.known_layout().unwrap_or_default();
         let mut keys: BTreeMap<u32, Vec<Key>> = BTreeMap::new();
-        let mut push = |key: Key| keys.entry(layout.partition_of(key)).or_default().push(key);
+        for transaction in &transactions {
+            keys.entry(layout.partition_of(transaction.key)).or_default().push(transaction.key);
+        }
+        // The keys of linked ids come after those of the transactions, each with its place among its partition's keys.
         let mut others = Vec::new();
         for (index, transaction) in transactions.iter().enumerate() {
-            push(transaction.key);
-            others.extend(transaction.named_keys(secret).map(|key| (index, key)));
-        }
-        for (_, key) in &others {
-            push(*key);
-        }
-        let reads = keys.into_iter().map(|(partition, keys)| async move {
-            (partition, keys.clone(), self.ledger.read(keys).await)
-        });
-        let (mut clocks, mut failed, mut stored) = (HashMap::new(), HashMap::new(), HashMap::new());
-        for (partition, keys, read) in join_all(reads).await {
-            match read {
-                Ok(read) => {
-                    clocks.insert(partition, read.clock);
-                    stored.extend(keys.into_iter().zip(read.pairs));
-                }
-                Err(error) => {
-                    failed.insert(partition, Refusal::from(error));
-                }
+            for key in transaction.named_keys(secret) {
+                let partition = layout.partition_of(key);
+                let keys = keys.entry(partition).or_default();
+                others.push((index, key, partition, keys.len()));
+                keys.push(key);
             }
         }
-        for (index, key) in &others {
-            if let (Some(transaction), Some(Ok(stored))) =
-                (transactions.get_mut(*index), stored.get(key))
+        let reads = keys
+            .into_iter()
+            .map(|(partition, keys)| async move { (partition, self.ledger.read(keys).await) });
+        let mut reads: BTreeMap<_, _> = join_all(reads)
+            .await
+            .into_iter()
+            .map(|(partition, read)| {
+                let read = read.map(|read| (read.clock, read.pairs.into_iter()));
+                (partition, read.map_err(Refusal::from))
+            })
+            .collect();
+        for (index, key, partition, place) in others {
+            if let Some(Ok((_, pairs))) = reads.get(&partition)
+                && let Some(Ok(stored)) = pairs.as_slice().get(place)
+                && let Some(transaction) = transactions.get_mut(index)
             {
-                transaction.others.push((*key, stored.clone()));
+                transaction.others.push((key, stored.clone()));
             }
         }
-        let latest = clocks.values().copied().max().unwrap_or(Timestamp::MIN);
+        let latest = reads.values().flatten().map(|(clock, _)| *clock).max();
+        let latest = latest.unwrap_or(Timestamp::MIN);
         let known = self.ledger.latest_clock();
         let mut read = Vec::with_capacity(transactions.len());
         for mut transaction in transactions {
-            let partition = layout.partition_of(transaction.key);
+            let own = layout.partition_of(transaction.key);
             let named = transaction.named_keys(secret).map(|key| layout.partition_of(key));
-            let refusal = std::iter::once(partition).chain(named).find_map(|one| failed.get(&one));
-            match (refusal, clocks.get(&partition), stored.remove(&transaction.key)) {
-                (None, Some(clock), Some(stored)) => {
-                    (transaction.clock, transaction.stored) = (*clock, stored);
-                    transaction.denial_clock = latest.max(bounded(known, *clock));
+            let refusal = std::iter::once(own)
+                .chain(named)
+                .find_map(|partition| reads.get(&partition)?.as_ref().err().cloned());
+            let own = reads.get_mut(&own).and_then(|own| own.as_mut().ok());
+            let own = own.and_then(|(clock, pairs)| Some((*clock, pairs.next()?)));
+            match (refusal, own) {
+                (None, Some((clock, stored))) => {
+                    (transaction.clock, transaction.stored) = (clock, stored);
+                    transaction.denial_clock = latest.max(bounded(known, clock));
                     read.push(transaction);
                 }
-                (refusal, ..) => {
+                (refusal, _) => {
                     let missing = Refusal::Ledger(LedgerError::Closed);
-                    transaction.fail(refusal.unwrap_or(&missing), results);
+                    transaction.fail(&refusal.unwrap_or(missing), results);
                 }
             }
         }

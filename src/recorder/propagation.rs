@@ -21,7 +21,7 @@ use consentd_core::partition::Layout;
 use consentd_core::record::{Link, Record, Revision};
 use consentd_core::submission::Submission;
 use consentd_core::time::Timestamp;
-use consentd_ledger::{Appended, Change, MAX_APPEND, StoredRecord};
+use consentd_ledger::{Appended, Change, LedgerError, MAX_APPEND, StoredRecord};
 
 /// The most pairs whose linked ids are read, or whose denials are propagated, concurrently.
 const MAX_CONCURRENT: usize = 64;
@@ -77,29 +77,52 @@ impl LinkedChanges {
     }
 }
 
+/// What a pair's events need linked ids for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum LinkedIdsNeed {
+    /// For what they say.
+    Records,
+    /// For their times, too: an event takes its own from them, so that the records must be proven.
+    Times,
+}
+
+/// What the pair's events need linked ids for, if they need them.
+///
+/// # Errors
+///
+/// The pair's own record cannot be read.
+fn linked_ids_need(
+    transaction: &PairTransaction<'_>,
+    secret: &KeySecret,
+) -> Result<Option<LinkedIdsNeed>, Refusal> {
+    let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
+    let has_links = !stored.record.links.is_empty();
+    let is_timed_by_ids = |one: &Submission| {
+        has_links && is_untimed_denial(one)
+            || is_new_link(one, &stored.record, secret) && one.event.time.is_none()
+    };
+    if transaction.submissions().any(is_timed_by_ids) {
+        return Ok(Some(LinkedIdsNeed::Times));
+    }
+    let links = transaction.submissions().any(|one| is_link(&one.event.what));
+    Ok(links.then_some(LinkedIdsNeed::Records))
+}
+
 impl Recorder {
-    /// Reads the linked ids of a pair's user, transitively, if the pair's events need them. If an event takes its
-    /// time from them, their records are proven.
+    /// Reads the linked ids of a pair's user, transitively. If they are proven, they are what the ledger has now.
     async fn read_linked_ids(
         &self,
         tracker: &AppendTracker<'_>,
         secret: &KeySecret,
         transaction: &PairTransaction<'_>,
+        are_proven: bool,
     ) -> Result<Option<LinkedIds>, Refusal> {
         let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
-        let has_links = !stored.record.links.is_empty();
-        let is_timed_by_ids = |one: &Submission| {
-            has_links && is_untimed_denial(one)
-                || is_new_link(one, &stored.record, secret) && one.event.time.is_none()
-        };
-        let must_time = transaction.submissions().any(is_timed_by_ids);
-        if !must_time && !transaction.submissions().any(|one| is_link(&one.event.what)) {
-            return Ok(None);
-        }
         let Some(first) = transaction.submissions().next() else { return Ok(None) };
         let pair = (&*first.event.user_id, &*first.event.business_id);
         let own = (transaction.key, stored.clone());
-        let mut read = LinkedRead::new(secret, pair, own, must_time && self.ledger.can_fail_over());
+        let mut read =
+            LinkedRead::new(secret, pair, own, are_proven && self.ledger.can_fail_over());
         for other in transaction.submissions().filter_map(|one| linked_id(&one.event.what)) {
             read.add(other);
         }
@@ -136,9 +159,30 @@ impl Recorder {
         secret: &KeySecret,
         transactions: &[PairTransaction<'_>],
     ) -> Vec<Result<Option<LinkedIds>, Refusal>> {
-        let reads = transactions.iter().map(|one| self.read_linked_ids(tracker, secret, one));
-        let reads: Vec<_> = reads.collect();
-        stream::iter(reads).buffered(MAX_CONCURRENT).collect().await
+        let mut all = Vec::with_capacity(transactions.len());
+        // The future of a read is large, and few events need one.
+        let mut reads = Vec::new();
+        for (place, transaction) in transactions.iter().enumerate() {
+            all.push(match linked_ids_need(transaction, secret) {
+                Ok(None) => Ok(None),
+                Err(refusal) => Err(refusal),
+                Ok(Some(need)) => {
+                    let are_proven = need == LinkedIdsNeed::Times;
+                    reads.push(async move {
+                        let read = self.read_linked_ids(tracker, secret, transaction, are_proven);
+                        (place, read.await)
+                    });
+                    Err(LedgerError::Closed.into())
+                }
+            });
+        }
+        let mut reads = stream::iter(reads).buffer_unordered(MAX_CONCURRENT);
+        while let Some((place, read)) = reads.next().await {
+            if let Some(slot) = all.get_mut(place) {
+                *slot = read;
+            }
+        }
+        all
     }
 
     /// Propagates the denials and links of pairs, and sets the results of their events.
