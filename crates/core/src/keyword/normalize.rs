@@ -7,13 +7,23 @@ use unicode_normalization::char::canonical_combining_class;
 
 /// The normal form of a text. It is empty if the text has no letter and no digit.
 pub(super) fn normalize(text: &str) -> String {
-    let folded = text.nfkd().default_case_fold().nfkd();
-    let mut normal = String::new();
+    // Most texts are ASCII, which has nothing to decompose, and no other folding than to lower case.
+    if text.is_ascii() {
+        normalize_folded(text.chars().map(|c| c.to_ascii_lowercase()), text.len())
+    } else {
+        normalize_folded(text.nfkd().default_case_fold().nfkd(), text.len())
+    }
+}
+
+fn normalize_folded(folded: impl Iterator<Item = char>, capacity: usize) -> String {
+    let mut normal = String::with_capacity(capacity);
     for c in folded {
         if c.is_whitespace() {
             if !normal.is_empty() && !normal.ends_with(' ') {
                 normal.push(' ');
             }
+        } else if c.is_ascii_alphanumeric() {
+            normal.push(c);
         } else if c.is_alphanumeric() && canonical_combining_class(c) == 0 && !is_filler(c) {
             normal.push(bare(c));
         }
@@ -44,5 +54,20 @@ fn bare(c: char) -> char {
         'ک' => 'ك',
         'ة' | 'ہ' | 'ھ' | 'ۃ' => 'ه',
         c => c,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ascii_has_the_normal_form_that_unicode_gives_it(text in "[\\x00-\\x7f]{0,40}") {
+            let folded = text.nfkd().default_case_fold().nfkd();
+            prop_assert_eq!(normalize(&text), normalize_folded(folded, 0));
+        }
     }
 }
