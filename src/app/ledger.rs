@@ -174,7 +174,8 @@ async fn probe(ledger: &Redis) -> anyhow::Result<()> {
     } else {
         warn!(
             cause = %error,
-            "cannot reach the ledger: every check is denied, and reconnecting goes on until it can"
+            "cannot reach the ledger, or a part of it: nothing that is there is allowed before it was loaded; \
+             retrying by itself"
         );
     }
     Ok(())

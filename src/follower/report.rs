@@ -130,7 +130,7 @@ impl Report {
                 cause = why,
                 "not subscribed to the ledger's announcements (Redis Pub/Sub): opt-outs are enforced \
                  a poll later than usual, within --max-staleness; it is tried again by itself; if it \
-                 lasts, see that the ACL permits +subscribe and the channel, and that the network \
+                 lasts, see that the ACL permits +subscribe (+ssubscribe in a Cluster) and the channel, and that the network \
                  lets the connection through"
             );
         }
@@ -218,7 +218,8 @@ impl Report {
                     cause = why,
                     "cannot prove that this sidecar has all changes of this partition of the ledger, and perhaps \
                      of others (see `consentd status`): once the last proof is older than --max-staleness, checks \
-                     of its pairs are denied as STALE; retrying by itself"
+                     of its pairs are denied as STALE, and before it was first loaded they fail as not ready; \
+                     retrying by itself"
                 ),
                 Some(_) => {}
             }

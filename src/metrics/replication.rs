@@ -94,8 +94,8 @@ impl ReplicationMetrics {
             unfenced: int_gauge(
                 r,
                 "consent_ledger_unfenced",
-                "1 where an isolated old primary could go on: it has replicas, and needs none to \
-                 write.",
+                "1 where an isolated old primary could go on: it has replicas, or is watched by Sentinels, and \
+                 needs no replica to write.",
             )?,
             lost_keys: int_gauge(
                 r,

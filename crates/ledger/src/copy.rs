@@ -73,8 +73,8 @@ pub enum CopyError {
     Respelled,
     /// A pair whose names are gone is to be copied into several partitions.
     #[error(
-        "the ledger to copy from has pairs that name nobody any more and have keys of an earlier consentd (those \
-         of erased people), so that it is not known which partition they are in: copy it with --partitions 1"
+        "the ledger to copy from has pairs that name nobody any more (those of erased people) and have keys that do \
+         not say which partition they are in: delete the keys of this copy, and copy it with --partitions 1"
     )]
     Nameless,
     /// The source is still being written to.

@@ -260,7 +260,7 @@ fn print(
         print_rekeyed(report)?;
     }
     verify::list(report, 20)?;
-    verify::summarize(report)?;
+    verify::summarize(report, Depth::Records)?;
     if *missing_statements > 0 {
         output::line(&format!(
             "{} statements that histories name were not in FROM, and are not in the copy",

@@ -149,11 +149,13 @@ fn print_server(server: &ServerInfo) -> anyhow::Result<()> {
         count => format!("{count} replicas"),
     };
     let fenced = match (server.is_cluster, server.is_fenced) {
-        (true, _) => "of a Cluster",
-        (false, true) => "fenced",
-        (false, false) => "unfenced",
+        (true, _) => ", of a Cluster",
+        (false, true) => ", fenced",
+        // Without replicas there is nothing that could be promoted.
+        (false, false) if server.replicas == 0 => "",
+        (false, false) => ", unfenced",
     };
-    line("server", &format!("{}, primary, {replicas}, {fenced}", server.called))?;
+    line("server", &format!("{}, primary, {replicas}{fenced}", server.called))?;
     line("durable", durability_text(server))?;
     line("eviction", server.eviction.as_deref().unwrap_or("not known"))
 }
@@ -186,6 +188,15 @@ impl StatusReport {
     fn sum(&self, number: impl Fn(&Page, &Status) -> u64) -> u64 {
         let numbers = self.readable().map(|(page, status)| number(page, status));
         numbers.fold(0, u64::saturating_add)
+    }
+
+    /// What a sum lacks.
+    fn without_unreadable(&self) -> String {
+        match self.partitions.iter().filter(|partition| partition.is_err()).count() {
+            0 => String::new(),
+            1 => " without one partition, which cannot be read".to_owned(),
+            unreadable => format!(" without {unreadable} partitions, which cannot be read"),
+        }
     }
 
     fn accepted(&self) -> u64 {
@@ -251,8 +262,9 @@ impl StatusReport {
             line(
                 "revision",
                 &format!(
-                    "{}, the sum of the partitions' own; in a copy, each of those goes on from the source's",
-                    HumanCount(changes)
+                    "{}, the sum of the partitions' own{}; in a copy, each of those goes on from the source's",
+                    HumanCount(changes),
+                    self.without_unreadable(),
                 ),
             )?;
         }
@@ -260,7 +272,8 @@ impl StatusReport {
         let age = self.readable().filter_map(age).max();
         line("log", &log_text(self.sum(|_, status| status.log_entries), age))?;
         line("buckets", &HumanCount(self.buckets().into()).to_string())?;
-        line("pairs", &HumanCount(self.sum(|_, status| status.pairs)).to_string())?;
+        let pairs = HumanCount(self.sum(|_, status| status.pairs));
+        line("pairs", &format!("{pairs}{}", self.without_unreadable()))?;
         line("keys", &keys_text(ledger.key_version))?;
         line("accepted", &format!("{} times", self.accepted()))?;
         self.print_servers()?;

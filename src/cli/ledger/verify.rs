@@ -45,7 +45,7 @@ pub(super) async fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
         output::line(&as_json(&report, lines).to_string())?;
     } else {
         list(&report, lines)?;
-        summarize(&report)?;
+        summarize(&report, depth)?;
     }
     Ok(if report.found == 0 { Verdict::Yes } else { Verdict::No })
 }
@@ -63,18 +63,20 @@ pub(super) fn list(report: &Report, lines: usize) -> anyhow::Result<()> {
 }
 
 /// Prints how much was checked, and how many findings there are.
-pub(super) fn summarize(report: &Report) -> anyhow::Result<()> {
+pub(super) fn summarize(report: &Report, depth: Depth) -> anyhow::Result<()> {
     let found = match report.found {
         0 => "all of it fits together".to_owned(),
         1 => "1 thing does not fit".to_owned(),
         found => format!("{} things do not fit", HumanCount(found)),
     };
-    output::line(&format!(
-        "{} pairs, {} entries of histories, {} of the log: {found}",
-        HumanCount(report.pairs),
-        HumanCount(report.history_entries),
-        HumanCount(report.log_entries),
-    ))
+    let (pairs, log) = (HumanCount(report.pairs), HumanCount(report.log_entries));
+    output::line(&match depth {
+        Depth::Records => format!("{pairs} pairs, {log} entries of the log: {found}"),
+        Depth::Histories => {
+            let histories = HumanCount(report.history_entries);
+            format!("{pairs} pairs, {histories} entries of histories, {log} of the log: {found}")
+        }
+    })
 }
 
 pub(super) fn as_json(report: &Report, lines: usize) -> serde_json::Value {

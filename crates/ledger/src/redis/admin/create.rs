@@ -41,7 +41,8 @@ pub enum CreateError {
     #[error(
         "partition {partition} of a ledger of {partitions} partitions is in this Redis, or what is left of a copy that \
          was to be one: nothing was changed; if the ledger's other partitions were lost, only a backup brings them \
-         back; if nothing of it is needed any more, delete its keys, or give another database or server"
+         back; if nothing of it is needed any more, delete its keys, or give another database (a \
+         Cluster has one alone) or server"
     )]
     OtherLayout {
         /// Its number.
@@ -61,7 +62,8 @@ pub enum CreateError {
     /// A ledger, or a part of one, exists already.
     #[error(
         "there is a ledger in this Redis already, or what is left of one: nothing was changed; \
-             give another database or server, or follow the one that is there"
+             give another database (a Cluster has one alone) or server, or serve the one that is there: \
+             consentd ledger status shows it"
     )]
     Exists,
     /// The system has no random bytes.

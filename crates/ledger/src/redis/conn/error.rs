@@ -54,12 +54,13 @@ pub(crate) enum ConnectionError {
     /// The TLS handshake timed out. A Redis without TLS waits for the end of a line.
     #[error(
         "{address} did not answer in TLS within {after:?}; it may speak none at that port: \
-         redis:// is without"
+         `redis` in place of `rediss` is without"
     )]
     TlsTimedOut { address: Address, after: Duration },
     /// The server closed the connection before its first reply.
     #[error(
-        "{address} closed the connection before its first reply: if it speaks TLS, give rediss://"
+        "{address} closed the connection before its first reply: if it speaks TLS, give `rediss` in place of \
+         `redis`"
     )]
     ClosedEarly { address: Address },
     /// The server closed the connection.
@@ -190,8 +191,12 @@ impl ConnectionError {
             | Self::OtherNode { .. }
             | Self::UncoveredSlot { .. }
             | Self::UnknownMaster { .. }
-            | Self::NoMajority { .. }
             | Self::Moved { .. } => false,
+            // What keeps one of several from answering may pass before the others answer.
+            Self::NoMajority { answered, failure, .. } => {
+                *answered == 0
+                    && failure.as_ref().is_some_and(|failure| failure.needs_an_operator())
+            }
         }
     }
 }
@@ -214,7 +219,7 @@ fn tls_hint(error: &io::Error) -> &'static str {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidMessage(_)) => {
-            "; it may speak no TLS at that port: redis:// is without"
+            "; it may speak no TLS at that port: `redis` in place of `rediss` is without"
         }
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
             "; name a file of its CA's certificates with --ledger-ca-file"

@@ -192,7 +192,7 @@ impl Handshake<'_> {
             RespError::Closed => ConnectionError::Closed { address },
             RespError::NotResp(first) => {
                 let hint = match first {
-                    0x15 | 0x16 => "; it seems to speak TLS: give rediss://",
+                    0x15 | 0x16 => "; it seems to speak TLS: give `rediss` in place of `redis`",
                     b'H' => "; it seems to be an HTTP server",
                     _ => "",
                 };

@@ -82,10 +82,10 @@ async fn client_and_server_certificates_are_verified() {
     assert!(said.contains("TLS with 127.0.0.1") && said.contains("not valid for name"), "{said}");
     let plainly = format!("redis://localhost:{}", server.port());
     let said = refusal(&link(&plainly, TargetOptions::default())).await;
-    assert!(said.contains("give rediss://"), "{said}");
+    assert!(said.contains("give `rediss`"), "{said}");
     let plain = Server::start(&[]).await;
     let said = refusal(&link(&format!("rediss://localhost:{}", plain.port()), whole())).await;
-    assert!(said.contains("redis:// is without"), "{said}");
+    assert!(said.contains("in place of `rediss` is without"), "{said}");
     let no_key = TargetOptions { key_file: Some(authority.ca()), ..whole() };
     let said = refusal(&link(&url, no_key)).await;
     assert!(said.contains("must hold a private key"), "{said}");
