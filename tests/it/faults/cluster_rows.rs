@@ -1,6 +1,7 @@
 //! What befalls a Cluster: failovers, isolated and suspended primaries, slots that move, and a shard that
 //! is lost. Nothing that an acknowledged opt-out forbids is allowed, and all recovers without a restart.
 
+use std::process::Command;
 use std::time::Duration;
 
 use consentd::grpc::pb::record_service_client::RecordServiceClient;
@@ -13,7 +14,7 @@ use super::redis::Redis;
 use super::resp::Value;
 use super::servers::ServerKind;
 use super::stage::{Setup, Stage, init, ledger_at, live_within, metric, serve, wait_for_metric};
-use crate::sidecar::{PATIENCE, event, eventually, opt_out, run};
+use crate::sidecar::{BINARY, PATIENCE, Sidecar, event, eventually, opt_out, run};
 
 /// The bound of the sidecars here: a failover takes longer, and so do elections on a busy machine.
 const BOUND: &str = "2s";
@@ -80,6 +81,14 @@ async fn cluster_given_as_a_single_redis_or_the_reverse_is_told_the_right_addres
     let (code, _, error) = run(&["init", "--ledger", &url]);
     assert!(code != 0 && error.contains("no node of a Cluster"), "{error}");
     assert!(error.contains("give redis://HOST:PORT"), "{error}");
+    // A sidecar does not wait for what only an operator can mend.
+    for (ledger, right) in
+        [(ledger_at(&single), "give redis+cluster://"), (url, "give redis://HOST:PORT")]
+    {
+        let started = Sidecar::try_start_by(Command::new(BINARY), &ledger, &[], &[]);
+        let error = started.err().expect("it ends");
+        assert!(error.contains(right), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

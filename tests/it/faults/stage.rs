@@ -132,8 +132,19 @@ pub async fn metric(sidecar: &Sidecar, name: &str) -> f64 {
 
 /// Waits until a figure is at least so much.
 pub async fn wait_for_metric(sidecar: &Sidecar, name: &str, least: f64) {
-    let what = format!("{name} is {least}");
-    eventually(&what, || async { metric(sidecar, name).await >= least }).await;
+    let started = Instant::now();
+    loop {
+        let found = metric(sidecar, name).await;
+        if found >= least {
+            return;
+        }
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{name} is {found}, and not {least}; what the sidecar said:\n{}",
+            sidecar.said()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// What a sidecar answers.
