@@ -50,6 +50,9 @@ impl Drop for Server {
 /// How often each program is measured where there are two.
 const ROUNDS: usize = 7;
 
+/// One of the rates.
+type Figure = fn(&Rates) -> f64;
+
 /// How many updates a second were answered.
 struct Rates {
     one_at_a_time: f64,
@@ -77,7 +80,7 @@ async fn compare(other: &Path, updates: u64) {
         println!("round {round}, the other:");
         rounds.push((this, measure(other, updates).await));
     }
-    let figures: [(&str, fn(&Rates) -> f64); 3] = [
+    let figures: [(&str, Figure); 3] = [
         ("single updates, one at a time", |rates| rates.one_at_a_time),
         ("single updates, 16 at once", |rates| rates.sixteen_at_once),
         ("batches", |rates| rates.batches),
