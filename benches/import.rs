@@ -17,6 +17,8 @@
 mod beside;
 #[path = "../tests/it/model.rs"]
 mod model;
+#[path = "harness/ratios.rs"]
+mod ratios;
 #[path = "../tests/it/rng.rs"]
 mod rng;
 #[path = "../tests/it/sidecar.rs"]

@@ -12,6 +12,8 @@
 #[path = "harness/mod.rs"]
 #[allow(dead_code, reason = "it needs a part of the tests' harness")]
 mod harness;
+#[path = "harness/ratios.rs"]
+mod ratios;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -305,15 +307,7 @@ async fn cold_by_turns(
         }
         ratios.push(times[0] / times[1]);
     }
-    ratios.sort_by(f64::total_cmp);
-    println!(
-        "cold load, {} divided by {}: {:.2} in the median, {:.2} to {:.2}",
-        names[0],
-        names[1],
-        ratios[ROUNDS / 2],
-        ratios[0],
-        ratios[ROUNDS - 1],
-    );
+    ratios::print(&format!("cold load, {} divided by {}", names[0], names[1]), ratios.into_iter());
 }
 
 /// The program that is measured.

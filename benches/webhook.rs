@@ -10,6 +10,8 @@
     reason = "figures are rounded, and it needs a part of the tests' harness"
 )]
 
+#[path = "harness/ratios.rs"]
+mod ratios;
 #[path = "../tests/it/sidecar.rs"]
 mod sidecar;
 
@@ -86,14 +88,9 @@ async fn compare(other: &Path, updates: u64) {
         ("batches", |rates| rates.batches),
     ];
     for (what, figure) in figures {
-        let ratios = rounds.iter().map(|(this, other)| figure(this) / figure(other));
-        let mut ratios: Vec<f64> = ratios.collect();
-        ratios.sort_by(f64::total_cmp);
-        println!(
-            "{what}, this a second divided by the other: {:.3} in the median, {:.3} to {:.3}",
-            ratios[ROUNDS / 2],
-            ratios[0],
-            ratios[ROUNDS - 1],
+        ratios::print(
+            &format!("{what}, this a second divided by the other"),
+            rounds.iter().map(|(this, other)| figure(this) / figure(other)),
         );
     }
 }

@@ -12,7 +12,7 @@ use consentd_core::time::Timestamp;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::sidecar::{BINARY, Sidecar, ledger_in};
-use super::{PATIENT, cpu};
+use super::{PATIENT, cpu, ratios};
 
 /// How often each program imports the file.
 const ROUNDS: usize = 5;
@@ -72,15 +72,8 @@ pub async fn measure(rows: u64, other: &Path, in_redis: bool) {
 
 /// Prints a figure of this program divided by the other's in the same round.
 fn ratio(what: &str, rounds: &[Vec<Took>], figure: impl Fn(&Took) -> f64) {
-    let mut ratios: Vec<f64> =
-        rounds.iter().map(|both| figure(&both[0]) / figure(&both[1])).collect();
-    ratios.sort_by(f64::total_cmp);
-    println!(
-        "{what}, this divided by the other: {:.3} in the median, {:.3} to {:.3}",
-        ratios[ROUNDS / 2],
-        ratios[0],
-        ratios[ROUNDS - 1],
-    );
+    let ratios = rounds.iter().map(|both| figure(&both[0]) / figure(&both[1]));
+    ratios::print(&format!("{what}, this divided by the other"), ratios);
 }
 
 /// Opt-ins with their evidence, and opt-outs of those who opted in before, as the pages have them.

@@ -347,7 +347,8 @@ impl Recorder {
         for transaction in &transactions {
             keys.entry(layout.partition_of(transaction.key)).or_default().push(transaction.key);
         }
-        // The keys of linked ids come after those of the transactions, each with its place among its partition's keys.
+        // The keys of linked ids come after those of the transactions, and are found by their places among their
+        // partition's keys.
         let mut others = Vec::new();
         for (index, transaction) in transactions.iter().enumerate() {
             for key in transaction.named_keys(secret) {
@@ -357,17 +358,11 @@ impl Recorder {
                 keys.push(key);
             }
         }
-        let reads = keys
-            .into_iter()
-            .map(|(partition, keys)| async move { (partition, self.ledger.read(keys).await) });
-        let mut reads: BTreeMap<_, _> = join_all(reads)
-            .await
-            .into_iter()
-            .map(|(partition, read)| {
-                let read = read.map(|read| (read.clock, read.pairs.into_iter()));
-                (partition, read.map_err(Refusal::from))
-            })
-            .collect();
+        let reads = keys.into_iter().map(|(partition, keys)| async move {
+            let read = self.ledger.read(keys).await.map_err(Refusal::from);
+            (partition, read.map(|read| (read.clock, read.pairs.into_iter())))
+        });
+        let mut reads: BTreeMap<_, _> = join_all(reads).await.into_iter().collect();
         for (index, key, partition, place) in others {
             if let Some(Ok((_, pairs))) = reads.get(&partition)
                 && let Some(Ok(stored)) = pairs.as_slice().get(place)
@@ -381,13 +376,15 @@ impl Recorder {
         let known = self.ledger.latest_clock();
         let mut read = Vec::with_capacity(transactions.len());
         for mut transaction in transactions {
-            let own = layout.partition_of(transaction.key);
+            let partition = layout.partition_of(transaction.key);
             let named = transaction.named_keys(secret).map(|key| layout.partition_of(key));
-            let refusal = std::iter::once(own)
+            let refusal = std::iter::once(partition)
                 .chain(named)
                 .find_map(|partition| reads.get(&partition)?.as_ref().err().cloned());
-            let own = reads.get_mut(&own).and_then(|own| own.as_mut().ok());
-            let own = own.and_then(|(clock, pairs)| Some((*clock, pairs.next()?)));
+            // The records of a partition are in the order of its transactions. So each transaction takes its own,
+            // also one that is refused because of a linked id's partition.
+            let partition_read = reads.get_mut(&partition).and_then(|read| read.as_mut().ok());
+            let own = partition_read.and_then(|(clock, pairs)| Some((*clock, pairs.next()?)));
             match (refusal, own) {
                 (None, Some((clock, stored))) => {
                     (transaction.clock, transaction.stored) = (clock, stored);

@@ -109,20 +109,21 @@ fn linked_ids_need(
 }
 
 impl Recorder {
-    /// Reads the linked ids of a pair's user, transitively. If they are proven, they are what the ledger has now.
+    /// Reads the linked ids of a pair's user, transitively. If an event takes its time from them, their records are
+    /// proven.
     async fn read_linked_ids(
         &self,
         tracker: &AppendTracker<'_>,
         secret: &KeySecret,
         transaction: &PairTransaction<'_>,
-        are_proven: bool,
+        need: LinkedIdsNeed,
     ) -> Result<Option<LinkedIds>, Refusal> {
         let stored = transaction.stored.as_ref().map_err(|unreadable| *unreadable)?;
         let Some(first) = transaction.submissions().next() else { return Ok(None) };
         let pair = (&*first.event.user_id, &*first.event.business_id);
         let own = (transaction.key, stored.clone());
-        let mut read =
-            LinkedRead::new(secret, pair, own, are_proven && self.ledger.can_fail_over());
+        let must_prove = need == LinkedIdsNeed::Times && self.ledger.can_fail_over();
+        let mut read = LinkedRead::new(secret, pair, own, must_prove);
         for other in transaction.submissions().filter_map(|one| linked_id(&one.event.what)) {
             read.add(other);
         }
@@ -160,18 +161,19 @@ impl Recorder {
         transactions: &[PairTransaction<'_>],
     ) -> Vec<Result<Option<LinkedIds>, Refusal>> {
         let mut all = Vec::with_capacity(transactions.len());
-        // The future of a read is large, and few events need one.
+        // Only these have a future: it is large, and few events need one.
         let mut reads = Vec::new();
         for (place, transaction) in transactions.iter().enumerate() {
             all.push(match linked_ids_need(transaction, secret) {
                 Ok(None) => Ok(None),
                 Err(refusal) => Err(refusal),
                 Ok(Some(need)) => {
-                    let are_proven = need == LinkedIdsNeed::Times;
                     reads.push(async move {
-                        let read = self.read_linked_ids(tracker, secret, transaction, are_proven);
+                        let read = self.read_linked_ids(tracker, secret, transaction, need);
                         (place, read.await)
                     });
+                    // Replaced below by what is read. Without linked ids a denial would not reach them, so that a
+                    // result that were missing must be an error.
                     Err(LedgerError::Closed.into())
                 }
             });

@@ -174,7 +174,7 @@ pub(super) async fn lossy(
                     length = server.read(&mut answered) => {
                         let Ok(length @ 1..) = length else { return };
                         let ours = &answered[..length];
-                        // The announcement's receivers, the outcome of one change, and heads.
+                        // The append script's reply to one change: how many received the announcement, the outcome, and the heads.
                         let is_outcome = writes && ours.starts_with(b"*3\r\n:");
                         if is_outcome && !lost.swap(true, Ordering::SeqCst) {
                             let (go_on, told) = oneshot::channel();

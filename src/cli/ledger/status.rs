@@ -190,7 +190,7 @@ impl StatusReport {
         numbers.fold(0, u64::saturating_add)
     }
 
-    /// What a sum lacks.
+    /// What a sum over the partitions lacks: those that cannot be read.
     fn without_unreadable(&self) -> String {
         match self.partitions.iter().filter(|partition| partition.is_err()).count() {
             0 => String::new(),

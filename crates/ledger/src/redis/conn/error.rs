@@ -54,7 +54,7 @@ pub(crate) enum ConnectionError {
     /// The TLS handshake timed out. A Redis without TLS waits for the end of a line.
     #[error(
         "{address} did not answer in TLS within {after:?}; it may speak none at that port: \
-         `redis` in place of `rediss` is without"
+         a URL with `redis` in place of `rediss` is without TLS"
     )]
     TlsTimedOut { address: Address, after: Duration },
     /// The server closed the connection before its first reply.
@@ -219,7 +219,7 @@ fn tls_hint(error: &io::Error) -> &'static str {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidMessage(_)) => {
-            "; it may speak no TLS at that port: `redis` in place of `rediss` is without"
+            "; it may speak no TLS at that port: a URL with `redis` in place of `rediss` is without TLS"
         }
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
             "; name a file of its CA's certificates with --ledger-ca-file"

@@ -35,8 +35,8 @@ impl Redis {
         Ok(all)
     }
 
-    /// As above, or the first partition alone if its meta key is so damaged that it has no identity: that is what a
-    /// verification reports.
+    /// All partitions, once it is known which ledger each is of; or the first one alone if its meta key is so damaged
+    /// that it has no identity, for a verification reports that.
     async fn all_or_first(&self) -> Result<Vec<&RedisPartition>, LedgerError> {
         match self.all_for_operator().await {
             Err(error)

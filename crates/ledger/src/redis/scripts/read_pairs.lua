@@ -14,7 +14,7 @@ local time = call('TIME')
 local answer = {time[1], time[2]}
 for n = 2, #ARGV, 2 do
   local found = call('HMGET', KEYS[tonumber(ARGV[n])], '.', ARGV[n + 1])
-  -- The time is before the first value.
+  -- The first pair, at n = 2, comes third: the two parts of the time are before it.
   if found[1] then answer[n / 2 + 2] = found[2] else answer[n / 2 + 2] = -1 end
 end
 return answer
